@@ -1,0 +1,187 @@
+"""What every reader hands over: named columns as they were stored. Here they are checked and become a Dataset."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from offrl.core.space import Space
+from offrl.data.dataset import DataError, Dataset
+
+FIELDS = {  # D4RL's name -> every name it is read under
+    "observations": ("observations", "obs"),
+    "actions": ("actions", "action"),
+    "rewards": ("rewards", "reward"),
+    "terminals": ("terminals", "terminated", "terminations"),
+    "timeouts": ("timeouts", "truncated", "truncations"),
+    "next_observations": ("next_observations", "next_obs"),
+}
+OPTIONAL = ("timeouts", "next_observations")
+ON_BAD = ("error", "drop", "report")
+
+
+@dataclass
+class Columns:
+    """N rows in time order, as stored; `name` stands for the source in messages.
+
+    ends (N,) bool marks episode ends that the format knows without a flag; last_obs (E, obs) then holds the observation
+    after each of them. Only formats that store whole episodes have these two.
+    """
+
+    name: str
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminals: np.ndarray
+    timeouts: np.ndarray | None = None
+    next_observations: np.ndarray | None = None
+    ends: np.ndarray | None = None
+    last_obs: np.ndarray | None = None
+    action_space: Space | None = None
+    env_id: str | None = None
+    dataset_id: str | None = None
+    ref_min: float | None = None
+    ref_max: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.observations)
+
+    def fields(self) -> Iterator[tuple[str, np.ndarray]]:
+        """The stored columns that are there, under D4RL's names."""
+        return ((field, getattr(self, field)) for field in FIELDS if getattr(self, field) is not None)
+
+
+def pick(keys: Iterable[str], name: str) -> dict[str, str]:
+    """Which of a file's `keys` holds each field. Raises DataError naming what is missing, what is there and what is near."""
+    keys, found = sorted(keys), {}
+    for field, aliases in FIELDS.items():
+        present = [alias for alias in aliases if alias in keys]
+        if len(present) > 1:
+            raise DataError(f"{name}: both {present[0]!r} and {present[1]!r} are there, and they mean the same; keep one")
+        if present:
+            found[field] = present[0]
+        elif field not in OPTIONAL:
+            near = difflib.get_close_matches(field, keys, 1) or difflib.get_close_matches(aliases[1], keys, 1)
+            hint = f"; the nearest is {near[0]!r}" if near else ""
+            raise DataError(f"{name}: no {' or '.join(map(repr, aliases))} among its keys ({', '.join(keys) or 'there are none'}){hint}")
+    return found
+
+
+def available_memory() -> int | None:
+    """Bytes that can be allocated without swapping; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
+
+def afford(name: str, needed: int, limit: int | None) -> None:
+    """Raises DataError where `needed` bytes are more than `limit`, by default the available memory."""
+    kind = "available" if limit is None else "allowed by limit_bytes"
+    limit = available_memory() if limit is None else limit
+    if limit is not None and needed > limit:
+        raise DataError(f"{name}: its header claims {needed / 2**30:,.2f} GiB of arrays, and {limit / 2**30:,.2f} GiB are {kind}")
+
+
+def cost(shape: tuple[int, ...], itemsize: int) -> int:
+    """Bytes to hold an array of that header, once as stored and once as float32 where that is another size."""
+    count = 1
+    for size in shape:
+        count *= int(size)
+    return count * (itemsize if itemsize == 4 else itemsize + 4)
+
+
+def checked(columns: Columns) -> Columns:
+    """The same with real numbers in float32; raises DataError for a field of another kind or length."""
+    n, changed = len(columns), {}
+    for field, column in columns.fields():
+        if column.dtype.kind not in "fiub":
+            raise DataError(f"{columns.name}: {field} must be numbers, not {column.dtype}")
+        if column.ndim == 0 or len(column) != n:
+            rows = len(column) if column.ndim else "no"
+            raise DataError(f"{columns.name}: {field} has {rows} rows, observations have {n}")
+        if column.dtype.kind == "f" or field in ("observations", "next_observations"):
+            with np.errstate(over="ignore"):
+                changed[field] = np.ascontiguousarray(column, np.float32)
+    if n == 0:
+        raise DataError(f"{columns.name}: no rows")
+    return replace(columns, **changed)
+
+
+def bad_rows(columns: Columns) -> dict[str, np.ndarray]:
+    """field -> (N,) bool, for the fields of checked columns in which some row holds NaN or infinity."""
+    n, bad = len(columns), {}
+    for field, column in columns.fields():
+        if column.dtype.kind == "f":
+            rows = ~np.isfinite(column).reshape(n, -1).all(axis=1)
+            if rows.any():
+                bad[field] = rows
+    if columns.last_obs is not None:
+        wrong = ~np.isfinite(columns.last_obs).all(axis=1)
+        if wrong.any():
+            bad["next_observations"] = np.zeros(n, bool)
+            bad["next_observations"][np.flatnonzero(columns.ends)[wrong]] = True
+    return bad
+
+
+def describe(bad: dict[str, np.ndarray]) -> str:
+    return "; ".join(
+        f"{field} has {int(rows.sum())} rows with NaN or infinity, the first is row {int(rows.argmax())}" for field, rows in bad.items()
+    )
+
+
+def without(columns: Columns, drop: np.ndarray) -> Columns:
+    """The rows not in `drop` (N,); an episode that loses rows is cut there, and no row follows one it did not follow."""
+    if columns.last_obs is not None:
+        following = np.concatenate([columns.observations[1:], columns.observations[-1:]])
+        following[columns.ends] = columns.last_obs
+        columns = replace(columns, next_observations=following, last_obs=None)
+    keep = ~drop
+    if not keep.any():
+        raise DataError(f"{columns.name}: every row holds NaN or infinity")
+    ends = np.append(drop[1:], False)
+    ends = ends if columns.ends is None else ends | columns.ends
+    return replace(columns, **{field: column[keep] for field, column in columns.fields()}, ends=ends[keep])
+
+
+def to_dataset(columns: Columns, keep_bad: bool = False) -> Dataset:
+    """The Dataset of checked columns. `keep_bad` lets NaN and infinity through, for looking at them."""
+    n = len(columns)
+    stored = dict(columns.fields())
+    clean = {k: np.nan_to_num(v, posinf=0.0, neginf=0.0) for k, v in stored.items()} if keep_bad else stored
+    flags = clean.get("timeouts", np.zeros(n, bool))
+    borders = flags if columns.ends is None else np.where(columns.ends, 1, flags.reshape(n))
+    names = ("action_space", "env_id", "dataset_id", "ref_min", "ref_max", "name")
+    fields = (clean[k] for k in ("observations", "actions", "rewards", "terminals"))
+    dataset = Dataset.from_arrays(*fields, borders, clean.get("next_observations"), **{k: getattr(columns, k) for k in names})
+    if columns.ends is not None:
+        dataset = replace(dataset, truncated=flags.reshape(n).astype(bool))
+    if columns.last_obs is not None:
+        if dataset.episodes != len(columns.last_obs):
+            raise DataError(f"{columns.name}: {dataset.episodes} episodes end by their flags, {len(columns.last_obs)} are stored")
+        dataset = replace(dataset, last_obs=columns.last_obs, last_known=np.ones(dataset.episodes, bool))
+    if keep_bad:
+        float_actions = {"action": stored["actions"].reshape(dataset.action.shape)} if dataset.action.dtype.kind == "f" else {}
+        dataset = replace(dataset, obs=stored["observations"], reward=stored["rewards"].reshape(dataset.reward.shape), **float_actions)
+    return dataset
+
+
+def settle(columns: Columns, on_bad: str) -> tuple[Columns, bool]:
+    """Checked columns after `on_bad` had its say, and whether some NaN or infinity is still inside."""
+    bad = bad_rows(columns)
+    if not bad:
+        return columns, False
+    if on_bad == "error":
+        raise DataError(f"{columns.name}: {describe(bad)}; on_bad='drop' leaves those rows out")
+    if on_bad == "report":
+        warnings.warn(f"{columns.name}: {describe(bad)}; kept", stacklevel=3)
+        return columns, True
+    drop = np.logical_or.reduce(list(bad.values()))
+    warnings.warn(f"{columns.name}: {describe(bad)}; {int(drop.sum())} of {len(columns)} rows dropped, episodes cut there", stacklevel=3)
+    return without(columns, drop), False

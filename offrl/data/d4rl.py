@@ -1,0 +1,74 @@
+"""D4RL's own reading of its files, the one published scores were trained on (`qlearning_dataset`, Fu et al. 2020), without its loop.
+
+The next observation of a row is always the row below it, whatever the file stores; the file's last row has none and is left out; so is
+every row that a time limit ended. A row that terminated keeps the row below as its next observation, which nothing bootstraps through.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+
+from offrl.data.columns import Columns
+from offrl.data.dataset import DataError
+
+LIMITS = {  # the episode length of a D4RL environment whose files may lack `timeouts`
+    r"(hopper|halfcheetah|walker2d|ant)-.*": 1000,
+    r"antmaze-umaze-.*": 700,
+    r"antmaze-(medium|large)-.*": 1000,
+}
+
+
+def max_steps(name: str | None) -> int | None:
+    """The time limit of a D4RL dataset id or an environment id; None where it is not known."""
+    return next((limit for pattern, limit in LIMITS.items() if re.fullmatch(pattern, (name or "").lower())), None)
+
+
+def qlearning(columns: Columns) -> Columns:
+    """D4RL's rows, bit for bit, of a flat file; (N, 1) flags are flat afterwards.
+
+    `timeouts` of the result marks the last row kept of an episode that a time limit ended. Raises DataError where the file has
+    no timeouts and the episodes' length is not known.
+    """
+    if columns.ends is not None:
+        raise DataError(
+            f"{columns.name}: semantics 'd4rl' belongs to D4RL's flat files; this source stores whole episodes, read it as 'strict'"
+        )
+    terminals = columns.terminals.reshape(len(columns), -1).any(axis=1)
+    if columns.timeouts is not None:
+        final = columns.timeouts.reshape(len(columns), -1).any(axis=1)
+    else:
+        limit = max_steps(columns.dataset_id) or max_steps(columns.env_id)
+        if limit is None:
+            raise DataError(
+                f"{columns.name}: it has no timeouts, and the episode length that D4RL's rule puts in their place is known for the "
+                "locomotion and AntMaze tasks only; read it with semantics='strict'"
+            )
+        final = time_limits(terminals, limit)
+    keep = ~final
+    keep[-1] = False
+    if not keep.any():
+        raise DataError(f"{columns.name}: D4RL's rule leaves no row: each of the {len(columns)} is a timeout or the last of the file")
+    rows = {field: column[keep] for field, column in columns.fields()}
+    rows |= {"terminals": terminals[keep], "timeouts": (np.append(final[1:], False) & ~terminals)[keep]}
+    rows |= {"next_observations": columns.observations[1:][keep[:-1]]}
+    return replace(columns, name=f"{columns.name} as D4RL reads it", **rows)
+
+
+def time_limits(terminals: np.ndarray, limit: int) -> np.ndarray:
+    """(N,) bool: the rows that D4RL's step counter takes for the last of `limit`.
+
+    The counter starts an episode at 0, except after a terminal row, where it starts at 1: such an episode is cut one row early.
+    A terminal row that is itself the last of `limit` counts as a time limit.
+    """
+    ends = np.flatnonzero(terminals)
+    first = np.concatenate([[0], ends + 1])
+    length = np.diff(np.append(first, len(terminals)))
+    offset = np.ones(len(first), np.int64)
+    offset[0] = 0
+    for i in range(1, len(first)):  # only whether the episode before ended exactly at the limit matters
+        offset[i] = (length[i - 1] + offset[i - 1]) % limit != 0
+    step = np.arange(len(terminals)) - np.repeat(first - offset, length)
+    return step % limit == limit - 1

@@ -1,0 +1,91 @@
+"""Flat HDF5 files in D4RL's layout. A file is searched for ways out of itself before anything is read from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from offrl.core.space import Box
+from offrl.data.columns import Columns, afford, cost, pick
+from offrl.data.dataset import DataError
+
+
+def read_hdf5(path: Path, limit_bytes: int | None = None) -> Columns:
+    """The columns of a flat file: `observations`, `actions`, `rewards`, `terminals`, and `timeouts`, `next_observations` if stored.
+
+    The attribute `env_id` names the environment, `action_low` and `action_high` bound its actions. Other keys are not read.
+    """
+    with opened(path) as file:
+        stored = {key: file[key] for key in file if isinstance(file.get(key), h5py.Dataset)}
+        found = {field: stored[key] for field, key in pick(stored, str(path)).items()}
+        for field, dataset in found.items():
+            own(dataset, path, field)
+        afford(str(path), sum(memory(dataset) for dataset in found.values()), limit_bytes)
+        columns = Columns(str(path), **{field: values(dataset, path) for field, dataset in found.items()})
+        columns.env_id = _text(file.attrs.get("env_id"))
+        bounds = [file.attrs.get(key) for key in ("action_low", "action_high")]
+        if all(bound is not None for bound in bounds) and columns.actions.dtype.kind == "f":
+            columns.action_space = _box(columns.actions.shape[1:], bounds, path)
+    return columns
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[h5py.File]:
+    """The file, for reading, once no link in it leads out of it or in a circle."""
+    try:
+        with h5py.File(path, "r") as file:
+            _search_links(file, path)
+            yield file
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{path}: HDF5 cannot read it; the file is cut short or damaged ({error})") from error
+
+
+def own(dataset: h5py.Dataset, path: Path, what: str) -> None:
+    """Raises DataError where a dataset's values are not numbers in this very file."""
+    if dataset.is_virtual or dataset.external:
+        raise DataError(
+            f"{path}: {what} is stored in other files (a virtual or external dataset), which are not read; copy the values into this one"
+        )
+    if dataset.dtype.kind not in "fiub":
+        raise DataError(f"{path}: {what} must be numbers, not {h5py.check_string_dtype(dataset.dtype) or dataset.dtype}")
+
+
+def memory(dataset: h5py.Dataset) -> int:
+    """Bytes that reading it takes, by its header."""
+    return max(cost(dataset.shape or (), dataset.dtype.itemsize), cost(dataset.chunks or (), dataset.dtype.itemsize))
+
+
+def values(dataset: h5py.Dataset, path: Path) -> np.ndarray:
+    try:
+        return np.asarray(dataset[()])
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{path}: {dataset.name} cannot be read; the file is cut short or damaged ({error})") from error
+
+
+def _search_links(file: h5py.File, path: Path) -> None:
+    def visit(link: bytes, info: Any) -> None:
+        if info.type == h5py.h5l.TYPE_SOFT and link not in file.id:
+            raise DataError(f"{path}: the soft link {link.decode(errors='replace')!r} leads nowhere or in a circle")
+        if info.type not in (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT):
+            raise DataError(
+                f"{path}: {link.decode(errors='replace')!r} is a link to another file, which is not followed; copy the values into this one"
+            )
+
+    file.id.links.visit(visit, info=True)
+
+
+def _text(value: Any) -> str | None:
+    value = value.decode(errors="replace") if isinstance(value, bytes) else value
+    return value if isinstance(value, str) and value else None
+
+
+def _box(shape: tuple[int, ...], bounds: list[Any], path: Path) -> Box:
+    try:
+        return Box.of(int(np.prod(shape)), *bounds)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: the attributes action_low and action_high do not fit actions of shape {shape}: {error}") from error
