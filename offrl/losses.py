@@ -1,0 +1,34 @@
+"""Losses that more than one agent uses, over tensors of any leading shape."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def mse(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error over all entries."""
+    return (prediction - target).square().mean()
+
+
+def twin_mse(values: Tensor, target: Tensor) -> Tensor:
+    """values (members, B), target (B,): the members' mean squared errors, summed."""
+    return (values - target).square().mean(-1).sum(0)
+
+
+def expectile(error: Tensor, tau: float) -> Tensor:
+    """mean |tau - 1{error < 0}| error^2 (IQL, Eq. 5): its minimiser is the tau-expectile of what `error` is taken from."""
+    return (torch.where(error < 0, 1 - tau, tau) * error.square()).mean()
+
+
+def gaussian_log_prob(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """(B,): log density of a diagonal Gaussian at `action` (B, action)."""
+    z = (action - mean) * torch.exp(-log_std)
+    return (-0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+def gaussian_kl(mean: Tensor, std: Tensor) -> Tensor:
+    """KL of N(mean, std^2) from the standard normal, averaged over all entries."""
+    return -0.5 * (1 + 2 * torch.log(std) - mean.square() - std.square()).mean()

@@ -1,0 +1,43 @@
+"""The normaliser: part of the state, so that it travels with the policy."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offrl.core.space import Box
+from offrl.core.types import Spec
+
+OBS_EPS = 1e-3
+
+
+def identity(spec: Spec) -> dict[str, Tensor]:
+    """Observations pass unchanged; actions are mapped from the space's bounds, where it has any, to [-1, 1]."""
+    scale = {"obs_mean": torch.zeros(spec.obs.size), "obs_std": torch.ones(spec.obs.size)}
+    if isinstance(spec.action, Box):
+        low, high = np.array(spec.action.low), np.array(spec.action.high)
+        scale |= _action_scale(low, high) if spec.action.bounded else _action_scale(-np.ones_like(low), np.ones_like(low))
+    return scale
+
+
+def fitted(dataset, standardize: bool = True) -> dict[str, Tensor]:
+    """The normaliser of a dataset: observations to mean 0 and standard deviation about 1, actions to [-1, 1].
+
+    The standard deviation has 1e-3 added, as published offline agents do; a feature that never changes keeps its scale.
+    Actions without bounds are scaled by their range in the data, which the policy then cannot leave.
+    """
+    scale = identity(dataset.spec)
+    if standardize:
+        mean, std = dataset.obs.mean(0, dtype=np.float64), dataset.obs.std(0, dtype=np.float64)
+        scale["obs_mean"] = torch.from_numpy(mean.astype(np.float32))
+        scale["obs_std"] = torch.from_numpy(np.where(std == 0, 1.0, std + OBS_EPS).astype(np.float32))
+    if isinstance(dataset.spec.action, Box) and not dataset.spec.action.bounded:
+        scale |= _action_scale(dataset.action.min(0), dataset.action.max(0))
+    return scale
+
+
+def _action_scale(low: np.ndarray, high: np.ndarray) -> dict[str, Tensor]:
+    half = (high - low) / 2
+    half = np.where(half == 0, 1.0, half)
+    return {"action_mid": torch.tensor((high + low) / 2, dtype=torch.float32), "action_half": torch.tensor(half, dtype=torch.float32)}
