@@ -80,6 +80,12 @@ def atomic_write(path: AnyPath, data: bytes) -> None:
             os.unlink(temporary)
 
 
+def sweep(folder: Path) -> None:
+    """Deletes the temporary files of writers that were killed; for the one process that writes in this folder."""
+    for path in folder.glob(TEMPORARY):
+        path.unlink(missing_ok=True)
+
+
 def save_file(path: AnyPath, tree: Tree, meta: dict[str, Any]) -> None:
     """Writes the tree of tensors and its JSON meta as one sealed file."""
     atomic_write(path, _encode(tree, meta))
@@ -115,10 +121,10 @@ class Checkpoints:
         entries = [*(entry for entry in self._listed() or () if entry["step"] < step), new][-self.keep :]
         atomic_write(self.folder / MANIFEST, json.dumps({"checkpoints": entries}, indent=1).encode())
         kept = {entry["file"] for entry in entries}
-        for path in (*self._files(), *self.folder.glob(TEMPORARY)):
+        for path in self._files():
             if path.name not in kept:
-                with suppress(OSError):
-                    path.unlink()
+                path.unlink(missing_ok=True)
+        sweep(self.folder)
         return self.folder / name
 
     def latest(self) -> Saved | None:
@@ -259,15 +265,14 @@ def _encode(tree: Tree, meta: dict[str, Any]) -> bytes:
 def _decode(data: bytes, name: str) -> tuple[Tree, dict[str, Any]]:
     if not data:
         raise CheckpointError(f"{name} is empty")
-    for magic, what in {b"PK": "a zip archive (a .pt file of torch.save?)", b"\x80": "a pickle"}.items():
-        if data.startswith(magic):
-            raise CheckpointError(f"{name} is {what}, not a checkpoint of offrl: it is not opened, for such a file can run code")
     try:
         size = int.from_bytes(data[:8], "little")
         head = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["offrl"])
         version = int(head["format"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{name} is damaged, or no checkpoint of offrl") from error
+        other = "a zip archive (of torch.save?)" if data.startswith(b"PK") else "a pickle" if data.startswith(b"\x80") else ""
+        reason = f"looks like {other}, which could run code and is not opened" if other else "is damaged, or no checkpoint of offrl"
+        raise CheckpointError(f"{name} {reason}") from error
     if version > FORMAT:
         raise NewerFormatError(f"{name} is of format {version}, this offrl reads up to {FORMAT}: install a newer offrl")
     try:
