@@ -16,6 +16,7 @@ from typing import Any
 
 from offrl.core import space as spaces
 from offrl.core.types import Spec
+from offrl.envs.render import choose_backend
 from offrl.envs.scores import ROBOTS, d4rl
 
 # Robots of Minari's `mujoco` namespace, whose datasets were collected in the -v5 environments.
@@ -57,19 +58,12 @@ def make(env_id: str, seed: int | None = None, render: str | None = None, regist
     gym = _gymnasium()
     if register is not None:
         _module(register)
-    if render == "rgb_array":
-        from offrl.envs.render import choose_backend
-
-        choose_backend()
     options = {} if render is None else {"render_mode": render}
     source, _, name = env_id.rpartition(":")
     factory = bool(source) and name.isidentifier()  # a registered id may carry a module too, but ends in a version
-    env = _from_factory(source, name, options) if factory else _from_registry(gym, env_id, options)
-    try:
-        _check(env_id, env)
-    except EnvError:
-        getattr(env, "close", lambda: None)()
-        raise
+    if render == "rgb_array" and (factory or _mujoco_of(env_id)):
+        choose_backend(required=not factory)
+    env = check(env_id, _from_factory(source, name, options) if factory else _from_registry(gym, env_id, options))
     if seed is not None:
         env.reset(seed=seed)
         env.action_space.seed(seed)
@@ -115,6 +109,21 @@ def _known(name: str) -> str | None:
     return f"{ROBOTS[family]}-v4"
 
 
+def check(name: str, env: Any) -> Any:
+    """`env`, if it is a Gymnasium environment with spaces that offrl drives; otherwise it is closed and EnvError says why."""
+    missing = [part for part in ("reset", "step", "close", "observation_space", "action_space") if not hasattr(env, part)]
+    if missing:
+        raise EnvError(f"{name} gave a {type(env).__name__}, which is no Gymnasium environment: it has no {', '.join(missing)}")
+    try:
+        if type(env.observation_space).__name__ != "Box":
+            raise EnvError(f"{name}: observations must be one Box, not {env.observation_space}; wrap the environment to show one vector")
+        spaces.from_gym(env.action_space)
+    except (EnvError, TypeError) as error:
+        env.close()
+        raise error if isinstance(error, EnvError) else EnvError(f"{name}: actions: {error}") from error
+    return env
+
+
 def _gymnasium() -> Any:
     try:
         import gymnasium
@@ -157,26 +166,16 @@ def _module(source: str) -> ModuleType:
         if file is None:
             return importlib.import_module(name)
         spec = importlib.util.spec_from_file_location(name, file)
-        module = importlib.util.module_from_spec(spec)
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        sys.modules[name] = module
         return module
-    except ModuleNotFoundError as error:
+    except BaseException as error:
+        sys.modules.pop(name, None)
+        if not isinstance(error, ModuleNotFoundError):
+            raise
         raise EnvError(f"{source}: {error}") from error
     finally:
         sys.path.remove(folder)
-
-
-def _check(env_id: str, env: Any) -> None:
-    missing = [name for name in ("reset", "step", "close", "observation_space", "action_space") if not hasattr(env, name)]
-    if missing:
-        raise EnvError(f"{env_id} gave a {type(env).__name__}, which is no Gymnasium environment: it has no {', '.join(missing)}")
-    if type(env.observation_space).__name__ != "Box":
-        raise EnvError(f"{env_id}: observations must be one Box, not {env.observation_space}; wrap the environment to show one vector")
-    try:
-        spaces.from_gym(env.action_space)
-    except TypeError as error:
-        raise EnvError(f"{env_id}: actions: {error}") from error
 
 
 @contextlib.contextmanager

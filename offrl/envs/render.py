@@ -8,22 +8,25 @@ import sys
 from functools import cache
 
 _PROBE = "import mujoco.{0} as gl; context = gl.GLContext(16, 16); context.make_current(); context.free()"
-_PACKAGES = "install libegl1 libegl-mesa0 libgl1-mesa-dri (for egl) or libosmesa6 (for osmesa), which are Debian's names for them"
+_ADVICE = "To draw without a screen install (Debian) libegl1 libegl-mesa0 libgl1-mesa-dri, or libosmesa6, and leave MUJOCO_GL unset"
 
 
 class RenderError(RuntimeError):
-    """Nothing can draw here; the message names what to install."""
+    """A picture that could not be drawn; the message says why and what to install."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"{cause}. {_ADVICE}")
 
 
-def choose_backend() -> str:
-    """The OpenGL backend that MuJoCo draws with, set as MUJOCO_GL where nobody set it and there is no screen: egl, else osmesa.
+def choose_backend(required: bool = True) -> str | None:
+    """The OpenGL backend for MuJoCo, set as MUJOCO_GL where nobody set it and there is no screen: egl, else osmesa.
 
-    Gymnasium reads MUJOCO_GL at the first frame, so it may come after the first import of mujoco. Raises RenderError.
+    Gymnasium reads MUJOCO_GL at the first frame, so this may come after the first import of mujoco. None where a screen is there to
+    draw on. Raises RenderError where nothing works, if it is `required`.
     """
-    if chosen := os.environ.get("MUJOCO_GL"):
-        return chosen
-    if not sys.platform.startswith("linux") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
-        return "glfw"
+    screen = not sys.platform.startswith("linux") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if screen or os.environ.get("MUJOCO_GL"):
+        return os.environ.get("MUJOCO_GL")
     reasons = []
     for backend in ("egl", "osmesa"):
         reason = _fails(backend)
@@ -31,7 +34,9 @@ def choose_backend() -> str:
             os.environ["MUJOCO_GL"] = backend
             return backend
         reasons.append(f"{backend}: {reason}")
-    raise RenderError(f"there is no screen, and MuJoCo cannot draw without one here ({'; '.join(reasons)}). Please {_PACKAGES}")
+    if required:
+        raise RenderError(f"there is no screen, and MuJoCo cannot draw without one here ({'; '.join(reasons)})")
+    return None
 
 
 @cache

@@ -6,21 +6,26 @@ measures this against the alternatives. Returns equal those of one plain Gymnasi
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import secrets
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from offrl.core.types import Act
-from offrl.envs.make import make
+from offrl.envs.make import check, make
+from offrl.envs.render import RenderError
 
 SLOTS = 64  # environments open at once, at most
 NO_LIMIT = 10_000  # steps after which an episode is cut whose environment names no limit
+FPS = 30  # pictures a second of a film, about
 _PLAIN = ("TimeLimit", "OrderEnforcing", "PassiveEnvChecker")  # Gymnasium's wrappers that change no number that is read here
 
 EnvSource = str | Callable[[], Any]
@@ -65,71 +70,145 @@ def evaluate(
     if time_limit is not None and time_limit < 1:
         raise ValueError(f"time_limit must be at least 1 step, not {time_limit}")
     seeds = [secrets.randbits(31) if fresh else seed + i for i in range(episodes)]
-    opened: list[Any] = []
-    try:
+    with contextlib.ExitStack() as stack:
+        opened = []
         for _ in range(min(episodes, SLOTS)):
-            opened.append(make(env) if isinstance(env, str) else env())
+            opened.append(_open(env))
+            stack.callback(opened[-1].close)
         limit = _limit_of(opened[0]) if time_limit is None else time_limit
         # Slot s plays episodes s, s + slots, s + 2 slots, ...: dealt in advance, so that short episodes are not preferred.
         slots = [_Slot(each, dict(list(enumerate(seeds))[s :: len(opened)]), limit) for s, each in enumerate(opened)]
         results = _lockstep(act, slots, obs_size, lambda done: progress and progress(done, episodes))
-    finally:
-        for each in opened:
-            each.close()
     returns, lengths = (np.array(column) for column in zip(*(results[i] for i in range(episodes))))
     return Episodes(returns, lengths, np.array(seeds), limit)
 
 
+def record(act: Act, env: EnvSource, path: str | os.PathLike, seed: int = 0, time_limit: int | None = None) -> Episodes:
+    """Film one episode, reset with `seed`, as an mp4 at `path`, at the task's own pace and about 30 pictures a second.
+
+    An `env` given as a function must return an environment with render_mode "rgb_array". Raises RenderError where nothing can draw,
+    ImportError where imageio-ffmpeg is missing, and what `evaluate` raises; a film that was cut short is not left behind.
+    """
+    try:
+        import imageio
+        import imageio_ffmpeg  # noqa: F401  (imageio finds it by itself, and says nothing helpful where it does not)
+    except ImportError as error:
+        raise ImportError('films need imageio and imageio-ffmpeg: pip install "offrl[video]"') from error
+    path = Path(path)
+    part = path.with_name(f"{path.stem}.part.mp4")
+    opened = _open(env, "rgb_array")
+    try:
+        if opened.render_mode != "rgb_array":
+            raise RenderError(f"the environment was made with render_mode {opened.render_mode!r}, films need 'rgb_array'")
+        pace = opened.metadata.get("render_fps", FPS)
+        every = max(1, round(pace / FPS))
+        with imageio.get_writer(part, fps=pace / every) as film:
+            result = evaluate(act, lambda: _Filmed(opened, film, every), episodes=1, seed=seed, time_limit=time_limit)
+        part.replace(path)
+    finally:
+        opened.close()
+        part.unlink(missing_ok=True)
+    return result
+
+
+class _Filmed:
+    """An environment that adds a picture to `film` at its reset and at every `every`-th step."""
+
+    def __init__(self, env: Any, film: Any, every: int) -> None:
+        self.env, self.film, self.every, self.steps = env, film, every, 0
+        self.observation_space, self.action_space, self.spec, self.close = env.observation_space, env.action_space, env.spec, env.close
+
+    def reset(self, **options: Any) -> Any:
+        result = self.env.reset(**options)
+        self.draw()
+        return result
+
+    def step(self, action: Any) -> Any:
+        result = self.env.step(action)
+        self.steps += 1
+        if self.steps % self.every == 0:
+            self.draw()
+        return result
+
+    def draw(self) -> None:
+        try:
+            self.film.append_data(self.env.render())
+        except Exception as error:
+            raise RenderError(f"drawing failed with MUJOCO_GL={os.environ.get('MUJOCO_GL')}: {type(error).__name__}: {error}") from error
+
+
+def _open(env: EnvSource, render: str | None = None) -> Any:
+    return make(env, render=render) if isinstance(env, str) else check("the environment's factory", env())
+
+
 class _Slot:
-    """One environment and the episodes dealt to it. `obs` is what the policy is to see next, None when all are played."""
+    """One environment and the episodes dealt to it. `obs` is what the policy is to see next."""
 
     def __init__(self, env: Any, seeds: dict[int, int], limit: int) -> None:
-        self.action_space, self.obs_shape = env.action_space, env.observation_space.shape
+        self.obs_size, self.action = math.prod(env.observation_space.shape), env.action_space
         self.env, self.queue, self.limit = _stripped(env), iter(seeds.items()), limit
         self.start()
 
     def start(self) -> None:
-        """Reset for the next episode dealt to this slot, if there is one."""
-        self.total, self.steps, self.obs = 0.0, 0, None
+        """Reset for the next episode dealt to this slot; `episode` is None when there is no other."""
+        self.total, self.steps = 0.0, 0
         self.episode, self.seed = next(self.queue, (None, None))
         if self.episode is not None:
-            self.obs = self.call(self.env.reset, seed=self.seed)[0]
+            self.see(self.call(2, self.env.reset, seed=self.seed)[0])
 
     def step(self, action: Any) -> bool:
         """Whether that was the last step of the episode."""
-        self.obs, reward, terminated, truncated, _ = self.call(self.env.step, action)
+        obs, reward, terminated, truncated, _ = self.call(5, self.env.step, action)
         try:
             reward = float(reward)
-        except TypeError:
-            raise self.error(f"the reward is {type(reward).__name__} of shape {np.shape(reward)}, not a number") from None
+        except (TypeError, ValueError):
+            raise self.error(f"the reward is a {type(reward).__name__} of shape {np.shape(reward)}, not a number") from None
         if not math.isfinite(reward):
             raise self.error(f"the reward is {reward}")
         self.total += reward
         self.steps += 1
-        return bool(terminated or truncated or self.steps >= self.limit)
+        ended = bool(terminated or truncated or self.steps >= self.limit)
+        if not ended:
+            self.see(obs)
+        return ended
 
-    def call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    def see(self, obs: Any) -> None:
+        self.obs = np.asarray(obs, np.float32).reshape(-1)
+        if self.obs.size != self.obs_size:
+            raise self.error(f"the observation has shape {np.shape(obs)}, its space has {self.obs_size} numbers")
+
+    def call(self, parts: int, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         try:
-            return function(*args, **options)
+            result = function(*args, **options)
+        except RenderError:
+            raise
         except Exception as error:
             raise self.error(f"the environment raised {type(error).__name__}: {error}") from error
+        if not isinstance(result, tuple) or len(result) != parts:
+            raise self.error(f"{function.__name__} must return {parts} values as in Gymnasium, not the old Gym's {type(result).__name__}")
+        return result
 
     def error(self, cause: str) -> EvaluationError:
         return EvaluationError(f"episode {self.episode} (seed {self.seed}), step {self.steps}: {cause}")
 
 
 def _lockstep(act: Act, slots: list[_Slot], obs_size: int | None, ended: Callable[[int], None]) -> dict[int, tuple[float, int]]:
-    """(return, length) by episode. Every tick calls the policy once and steps the environments whose episodes go on."""
-    size = math.prod(slots[0].obs_shape)
-    if obs_size not in (None, size):
-        raise EvaluationError(f"the policy sees {obs_size} numbers, the environment shows {size}: their tasks or versions differ")
+    """(return, length) by episode. Every tick calls the policy once and steps the environments whose episodes go on.
+
+    Rows of ended episodes stay in the batch: at a constant size an episode's result does not depend on when the others end.
+    """
+    first = slots[0]
+    if obs_size not in (None, first.obs_size):
+        raise EvaluationError(f"the policy sees {obs_size} numbers, the environment shows {first.obs_size}: their tasks or versions differ")
     results: dict[int, tuple[float, int]] = {}
-    batch, playing = np.zeros((len(slots), size), np.float32), list(enumerate(slots))
+    batch, playing = np.zeros((len(slots), first.obs_size), np.float32), list(enumerate(slots))
     while playing:
         for s, slot in playing:
-            batch[s] = slot.obs if len(slot.obs_shape) == 1 else np.reshape(slot.obs, -1)
+            batch[s] = slot.obs
+        if not np.isfinite(batch).all():
+            raise next(slot for s, slot in playing if not np.isfinite(batch[s]).all()).error("the observation is not finite")
         with torch.no_grad():
-            actions = _actions(act(torch.from_numpy(batch).clone()), slots[0].action_space, playing, len(slots))
+            actions = _actions(act(torch.from_numpy(batch).clone()), first.action, playing, len(slots))
         for s, slot in playing:
             if slot.step(actions[s]):
                 results[slot.episode] = slot.total, slot.steps
@@ -141,14 +220,16 @@ def _lockstep(act: Act, slots: list[_Slot], obs_size: int | None, ended: Callabl
 
 def _actions(output: torch.Tensor, space: Any, playing: list[tuple[int, _Slot]], count: int) -> Any:
     """The policy's output as `count` actions that the environments take; raises EvaluationError where it is no such thing."""
-    discrete = not space.shape
-    values = output.detach().cpu().numpy()
+    discrete = type(space).__name__ == "Discrete"
     shape = (count,) if discrete else (count, math.prod(space.shape))
-    if values.shape != shape or discrete != (values.dtype.kind == "i"):
-        kind = f"integers of shape {shape}" if discrete else f"numbers of shape {shape}"
-        raise EvaluationError(f"the environment takes {kind}, the policy gave {output.dtype} of shape {values.shape}")
+    if tuple(output.shape) != shape or output.is_floating_point() == discrete:
+        kind = "integers" if discrete else "floating point numbers"
+        raise EvaluationError(
+            f"the environment takes {kind} of shape {shape}, the policy gave {output.dtype} of shape {tuple(output.shape)}"
+        )
     if discrete:
-        return values.tolist()
+        return output.tolist()
+    values = output.detach().float().cpu().numpy()
     if not np.isfinite(values).all():
         for s, slot in playing:
             if not np.isfinite(values[s]).all():
@@ -166,7 +247,7 @@ def _stripped(env: Any) -> Any:
 def _limit_of(env: Any) -> int:
     limit = getattr(getattr(env, "spec", None), "max_episode_steps", None)
     while limit is None and env is not None:
-        limit, env = getattr(env, "_max_episode_steps", None), vars(env).get("env")
+        limit, env = getattr(env, "_max_episode_steps", None), getattr(env, "env", None)
     if limit is None:
         warnings.warn(f"the environment names no time limit: episodes are cut after {NO_LIMIT} steps", stacklevel=3)
         return NO_LIMIT
