@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import reprlib
 import secrets
 import warnings
 from contextlib import suppress
@@ -204,18 +205,28 @@ def restore(saved_tree: Tree, like: Tree) -> Tree:
 
 
 def check_meta(meta: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Raises CheckpointError unless `meta` is of a format that is read here and says what `expected` says, key by key.
+    """Raises CheckpointError unless `meta` is of a format that is read here and says what `expected` says, key by key, dicts in dicts too.
 
     The keys are the caller's: "algorithm", "obs_size", "action_size" and what else must agree before the weights can be used.
     """
     if meta.get("format", FORMAT) > FORMAT:
         raise NewerFormatError(f"the checkpoint is of format {meta['format']}, this offrl reads up to {FORMAT}: install a newer offrl")
+    _check(meta, json.loads(json.dumps(expected)), "")
+
+
+def _check(meta: dict[str, Any], expected: dict[str, Any], path: str) -> None:
     for key, want in expected.items():
-        what = {"obs_size": "observation size", "action_size": "action size"}.get(key, key)
+        what = path + {"obs_size": "observation size", "action_size": "action size"}.get(key, key)
         if key not in meta:
-            raise CheckpointError(f"the checkpoint does not say its {what}; {want!r} is expected{_nearest(key, meta)}")
-        if meta[key] != want:
-            raise CheckpointError(f"the checkpoint is of another {what}: {meta[key]!r}, where this run has {want!r}")
+            raise CheckpointError(f"the checkpoint does not say its {what}; {_shown(want)} is expected{_nearest(key, meta)}")
+        if isinstance(want, dict) and isinstance(meta[key], dict):
+            _check(meta[key], want, f"{what}/")
+        elif meta[key] != want:
+            raise CheckpointError(f"the checkpoint is of another {what}: {_shown(meta[key])}, where this run has {_shown(want)}")
+
+
+def _shown(value: Any) -> str:
+    return reprlib.repr(value) + (f" ({len(value)} entries)" if isinstance(value, list) else "")
 
 
 def _nearest(key: str, known: Any) -> str:

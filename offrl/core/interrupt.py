@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from typing import Any
@@ -35,8 +34,6 @@ class Interrupt:
         self._previous = {}
 
     def _caught(self, number: int, frame: Any) -> None:
+        self.requested = True
         for caught in self._previous:
             signal.signal(caught, signal.SIG_DFL)
-        if self.requested:  # both arrived during one long call
-            os.kill(os.getpid(), number)
-        self.requested = True

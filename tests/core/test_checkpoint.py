@@ -192,6 +192,10 @@ def test_check_meta():
     ):
         with pytest.raises(CheckpointError, match=words):
             check_meta(meta, {key: value})
+    spec = {"obs": {"low": [None] * 17}, "env_id": "a"}
+    check_meta({"spec": spec}, {"spec": {"obs": {"low": (None,) * 17}}})
+    with pytest.raises(CheckpointError, match=r"another spec/obs/low: .*\.\.\.\] \(17 entries\), where this run has .* \(11 entries\)"):
+        check_meta({"spec": spec}, {"spec": spec | {"obs": {"low": [None] * 11}}})
     with pytest.raises(NewerFormatError, match="format 2, this offrl reads up to 1: install a newer offrl"):
         check_meta(meta | {"format": 2}, {})
 
