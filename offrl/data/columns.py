@@ -114,6 +114,14 @@ def checked(columns: Columns) -> Columns:
     return replace(columns, **changed)
 
 
+def unflagged(columns: Columns) -> np.ndarray:
+    """(N,) bool: rows that end an episode of theirs with neither flag set; all False where only flags tell."""
+    if columns.ends is None:
+        return np.zeros(len(columns), bool)
+    flags = [column.reshape(len(columns)) for column in (columns.terminals, columns.timeouts) if column is not None]
+    return columns.ends & ~np.any(flags, axis=0)
+
+
 def bad_rows(columns: Columns) -> dict[str, np.ndarray]:
     """field -> (N,) bool, for the fields of checked columns in which some row holds NaN or infinity."""
     n, bad = len(columns), {}

@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 import urllib.parse
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,18 +16,18 @@ import h5py
 import numpy as np
 
 from offrl.core.space import Box, Discrete, Space, from_gym
-from offrl.data.columns import ON_BAD, Columns, checked, pick, settle, to_dataset
+from offrl.data.columns import ON_BAD, Columns, checked, pick, settle, to_dataset, unflagged
 from offrl.data.d4rl import qlearning
 from offrl.data.dataset import DataError, Dataset
 from offrl.data.hdf5 import read_hdf5
+from offrl.data.minari import check_id, minari_root, read_minari
 from offrl.data.npz import read_npz
 from offrl.envs import scores
 
 URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/"
 SEMANTICS = ("strict", "d4rl")
-_ID = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_-]*/)*[A-Za-z0-9_][A-Za-z0-9_-]*-v\d+", re.ASCII)
 # Tasks whose actions are [-1, 1] in every entry: MuJoCo's robots, and Adroit as D4RL and gymnasium-robotics scale it.
-_UNIT_ACTIONS = re.compile(r"(hopper|halfcheetah|walker2d|ant|adroithand(door|hammer|pen|relocate)|door|hammer|pen|relocate)-.*|offrl/.*")
+_UNIT_ACTIONS = re.compile(r"(hopper|halfcheetah|walker2d|ant|adroithand(door|hammer|pen|relocate)|door|hammer|pen|relocate)-.*")
 
 
 def load_dataset(
@@ -57,6 +58,10 @@ def load_dataset(
     if on_bad not in ON_BAD:
         raise ValueError(f"on_bad is {', '.join(ON_BAD)}, not {on_bad!r}")
     columns = checked(read(source, limit_bytes))
+    if columns.ends is not None and (open_ends := unflagged(columns).sum()):
+        warnings.warn(
+            f"{columns.name}: {open_ends} of {columns.ends.sum()} episodes end without a flag; taken as cut off there", stacklevel=2
+        )
     if env_id is not None:
         columns.env_id = env_id
     if action_space is not None:
@@ -81,9 +86,12 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any], limit_bytes: int | 
     if text in scores.d4rl():
         return replace(_read_file(_d4rl_path(text), limit_bytes), dataset_id=text)
     path = Path(text)
-    if path.exists():
+    if os.path.exists(text):  # Path.exists raises for names that are too long
         return _read_file(path, limit_bytes)
-    raise DataError(_unknown(text))
+    if path.suffix in (".hdf5", ".h5", ".npz"):
+        raise DataError(f"{text}: no such file{_nearest(path.name, _names(path.parent))}")
+    folder = _minari_path(text)
+    return replace(read_minari(folder, limit_bytes), dataset_id=text)
 
 
 def parse_action_space(text: str, size: int) -> Space:
@@ -133,7 +141,7 @@ def _d4rl_path(dataset_id: str) -> Path:
 
 def _read_file(path: Path, limit_bytes: int | None) -> Columns:
     if path.is_dir():
-        raise DataError(f"{path}: a folder that is not a Minari dataset")
+        return read_minari(path, limit_bytes)
     with path.open("rb") as file:
         start = file.read(8)
     if not start:
@@ -145,7 +153,31 @@ def _read_file(path: Path, limit_bytes: int | None) -> Columns:
     raise DataError(f"{path}: neither an HDF5 file nor an NPZ archive (it starts with {start!r})")
 
 
-def _unknown(text: str) -> str:
-    near = difflib.get_close_matches(text, scores.d4rl(), n=3)
-    hint = f"; the nearest D4RL ids are {', '.join(near)}" if near else ""
-    return f"{text!r} is neither a file nor the id of a dataset{hint}"
+def _minari_path(text: str) -> Path:
+    known = [*scores.d4rl(), *installed()]
+    try:
+        folder = minari_root() / check_id(text)
+    except DataError as error:
+        raise DataError(f"{text!r} is no file and no dataset: {error}{_nearest(text, known)}") from None
+    if folder.is_dir():
+        return folder
+    if text.startswith("offrl/"):
+        raise DataError(f"{text} is not built yet: `offrl data build {text}` puts it into {folder}{_nearest(text, known)}")
+    if "/" in text:
+        raise DataError(f"{text} is not on this machine: `minari download {text}` puts it into {folder}{_nearest(text, known)}")
+    raise DataError(f"{text!r} is no file, no D4RL id and no Minari dataset in {folder.parent}{_nearest(text, known)}")
+
+
+def installed() -> list[str]:
+    """The ids of the Minari datasets, `offrl/...` among them, on this machine."""
+    root = minari_root()
+    return sorted(str(data.parent.parent.relative_to(root)) for data in root.glob("**/data/metadata.json")) if root.is_dir() else []
+
+
+def _names(folder: Path) -> list[str]:
+    return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+
+
+def _nearest(text: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(text, known, n=3)
+    return f"; the nearest: {', '.join(near)}" if near else ""
