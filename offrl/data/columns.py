@@ -58,7 +58,7 @@ class Columns:
 
 def pick(keys: Iterable[str], name: str) -> dict[str, str]:
     """Which of a file's `keys` holds each field. Raises DataError naming what is missing, what is there and what is near."""
-    keys, found = sorted(keys), {}
+    keys, found, missing = sorted(keys), {}, []
     for field, aliases in FIELDS.items():
         present = [alias for alias in aliases if alias in keys]
         if len(present) > 1:
@@ -66,9 +66,10 @@ def pick(keys: Iterable[str], name: str) -> dict[str, str]:
         if present:
             found[field] = present[0]
         elif field not in OPTIONAL:
-            near = difflib.get_close_matches(field, keys, 1) or difflib.get_close_matches(aliases[1], keys, 1)
-            hint = f"; the nearest is {near[0]!r}" if near else ""
-            raise DataError(f"{name}: no {' or '.join(map(repr, aliases))} among its keys ({', '.join(keys) or 'there are none'}){hint}")
+            near = [near[0] for alias in aliases if (near := difflib.get_close_matches(alias, keys, 1))]
+            missing.append(" or ".join(map(repr, aliases)) + (f" (nearest: {near[0]!r})" if near else ""))
+    if missing:
+        raise DataError(f"{name}: no {', no '.join(missing)}; its keys are {', '.join(keys) or 'none'}")
     return found
 
 
@@ -98,19 +99,18 @@ def cost(shape: tuple[int, ...], itemsize: int) -> int:
 
 
 def checked(columns: Columns) -> Columns:
-    """The same with real numbers in float32; raises DataError for a field of another kind or length."""
-    n, changed = len(columns), {}
+    """The same with real numbers in float32; raises DataError naming each field of another kind or length."""
+    n, changed, wrong = len(columns), {}, []
     for field, column in columns.fields():
         if column.dtype.kind not in "fiub":
-            raise DataError(f"{columns.name}: {field} must be numbers, not {column.dtype}")
-        if column.ndim == 0 or len(column) != n:
-            rows = len(column) if column.ndim else "no"
-            raise DataError(f"{columns.name}: {field} has {rows} rows, observations have {n}")
-        if column.dtype.kind == "f" or field in ("observations", "next_observations"):
+            wrong.append(f"{field} must be numbers, not {column.dtype}")
+        elif column.ndim == 0 or len(column) != n:
+            wrong.append(f"{field} has {len(column) if column.ndim else 'no'} rows, observations have {n}")
+        elif column.dtype.kind == "f" or field in ("observations", "next_observations"):
             with np.errstate(over="ignore"):
                 changed[field] = np.ascontiguousarray(column, np.float32)
-    if n == 0:
-        raise DataError(f"{columns.name}: no rows")
+    if wrong or n == 0:
+        raise DataError(f"{columns.name}: {'; '.join(wrong) or 'no rows'}")
     return replace(columns, **changed)
 
 

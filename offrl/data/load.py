@@ -57,22 +57,27 @@ def load_dataset(
         raise ValueError(f"semantics is {' or '.join(SEMANTICS)}, not {semantics!r}")
     if on_bad not in ON_BAD:
         raise ValueError(f"on_bad is {', '.join(ON_BAD)}, not {on_bad!r}")
-    columns = checked(read(source, limit_bytes))
-    if columns.ends is not None and (open_ends := unflagged(columns).sum()):
+    columns, kept = prepare(source, action_space, env_id, limit_bytes), False
+    if open_ends := int(unflagged(columns).sum()):
         warnings.warn(
             f"{columns.name}: {open_ends} of {columns.ends.sum()} episodes end without a flag; taken as cut off there", stacklevel=2
         )
-    if env_id is not None:
-        columns.env_id = env_id
-    if action_space is not None:
-        columns.action_space = _space(action_space, int(np.prod(columns.actions.shape[1:])))
-    columns, kept = _complete(columns), False
     as_d4rl = semantics == "d4rl" or (semantics is None and columns.dataset_id in scores.d4rl())
     if on_bad == "error" or not as_d4rl:
         columns, kept = settle(columns, on_bad)
     if as_d4rl:  # before rows are dropped: the row below must be the file's
         columns, kept = settle(qlearning(columns), on_bad)
     return to_dataset(columns, kept)
+
+
+def prepare(source: Any, action_space: Any = None, env_id: str | None = None, limit_bytes: int | None = None) -> Columns:
+    """The columns of a source before NaN is looked for: checked for kinds and lengths, with the space and scores that are known."""
+    columns = checked(read(source, limit_bytes))
+    if env_id is not None:
+        columns.env_id = env_id
+    if action_space is not None:
+        columns.action_space = _space(action_space, int(np.prod(columns.actions.shape[1:])))
+    return _complete(columns)
 
 
 def read(source: str | os.PathLike[str] | Mapping[str, Any], limit_bytes: int | None = None) -> Columns:
