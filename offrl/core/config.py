@@ -98,7 +98,6 @@ def validate(config: T, origin: str = "config") -> T:
     return merge(config, asdict(config), origin)  # type: ignore[call-overload]
 
 
-def digest(config: Any, length: int = 8) -> str:
-    """The hash that names a run folder: the first hex digits of sha256 over the config's canonical JSON."""
-    canonical = json.dumps(asdict(config), sort_keys=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:length]
+def digest(value: Any, length: int = 8) -> str:
+    """The hash that names a run folder: the first hex digits of sha256 over a plain value's canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]

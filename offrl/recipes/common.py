@@ -1,0 +1,273 @@
+"""From a recipe's name and a dataset to trained, evaluated runs: config layers, run folders, seeds, resuming."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+import numpy as np
+import torch
+import yaml
+
+from offrl.core import registry
+from offrl.core.checkpoint import check_meta, restore
+from offrl.core.config import ConfigError, Range, digest, merge, nearest, validate
+from offrl.core.interrupt import Interrupt
+from offrl.core.resources import resource
+from offrl.data.check import transition_weighted_return
+from offrl.data.dataset import Dataset
+from offrl.data.load import load_dataset
+from offrl.envs.make import EnvError, env_for
+from offrl.envs.scores import normalize
+from offrl.stats import iqm, mean_ci
+from offrl.train import hooks
+from offrl.train.accelerate import best_mode
+from offrl.train.fit import fit, stack
+from offrl.train.run import Run, RunError, read_json, versions, write_json
+
+A = TypeVar("A")
+FINAL_SEED = 10_000  # the final evaluation's episodes, other than those seen during training
+
+
+@dataclass(frozen=True)
+class Config(Generic[A]):
+    """All that a run can be told. What `LEARNS` names decides what is learned and names the run's folder."""
+
+    agent: A
+    batch_size: Annotated[int, Range(1)] = 256
+    """Transitions in a batch."""
+    normalize: bool = True
+    """Standardise observations by the dataset's mean and standard deviation."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of hidden layers; everything else is float32."""
+    steps: Annotated[int, Range(1)] = 1_000_000
+    """Gradient steps."""
+    log_every: Annotated[int, Range(1)] = 1_000
+    """Gradient steps between rows of the log."""
+    eval_every: Annotated[int, Range(1)] = 10_000
+    """Gradient steps between evaluations."""
+    eval_episodes: Annotated[int, Range(0)] = 10
+    """Episodes of an evaluation during training; 0: none."""
+    final_episodes: Annotated[int, Range(1)] = 20
+    """Episodes of the evaluation at the end."""
+    checkpoint_every: Annotated[int, Range(1)] = 10_000
+    """Gradient steps between checkpoints."""
+    mode: Literal["auto", "eager", "compile", "cudagraph"] = "auto"
+    """How updates run; auto picks by device and length."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1; auto: a GPU if there is one."""
+    env: str | None = None
+    """Environment of the evaluation, where the dataset names none: a Gymnasium id, or file.py:factory."""
+    tensorboard: bool = False
+    """Also write TensorBoard files."""
+    wandb: str | None = None
+    """Also log to this Weights & Biases project."""
+
+
+LEARNS = ("agent", "batch_size", "normalize", "precision")
+
+
+def resolve(recipe: str, dataset_id: str, preset: str | None = None, overrides: dict[str, Any] | None = None) -> Config:
+    """The config of a recipe on a dataset: defaults < the recipe's YAML < its block for the dataset < a preset < `overrides`.
+
+    Raises ConfigError naming an unknown key's nearest valid one.
+    """
+    config = Config(agent=registry.agent_class(recipe).Config())
+    try:
+        path = resource("configs", f"{recipe}.yaml")
+    except FileNotFoundError:  # an agent of the user's own
+        return merge(config, overrides or {}, "overrides")
+    layers = yaml.safe_load(path.read_text()) or {}
+    for key in layers:
+        if key not in ("defaults", "datasets", "presets"):
+            raise ConfigError(f"{path.name}: unknown key {key}{nearest(key, ('defaults', 'datasets', 'presets'))}")
+    config = merge(config, layers.get("defaults") or {}, f"{path.name}: defaults")
+    for pattern, layer in (layers.get("datasets") or {}).items():
+        if fnmatchcase(dataset_id, pattern):
+            config = merge(config, layer, f"{path.name}: datasets: {pattern}")
+    if preset is not None:
+        presets = layers.get("presets") or {}
+        if preset not in presets:
+            raise ConfigError(f"{recipe} has no preset {preset!r}{nearest(preset, presets) if presets else ', nor any other'}")
+        config = merge(config, presets[preset], f"{path.name}: presets: {preset}")
+    return merge(config, overrides or {}, "overrides")
+
+
+def name_of(dataset: Any) -> str:
+    """What a dataset is called in configs and folders: its id, or the stem of its path."""
+    if isinstance(dataset, Dataset):
+        return dataset.spec.dataset_id or f"arrays-{dataset.fingerprint[:8]}"
+    text = str(dataset)
+    return Path(text).stem if Path(text).exists() else text
+
+
+def folder_of(runs: str | Path, recipe: str, name: str, config: Config, data: Dataset) -> Path:
+    """runs/RECIPE/DATASET/HASH, the hash being over what decides the result."""
+    learns = {key: value for key, value in asdict(config).items() if key in LEARNS}
+    return Path(runs) / recipe / re.sub(r"[^\w.-]+", "-", name) / digest(learns | {"data": data.fingerprint})
+
+
+def train(
+    recipe: str,
+    dataset: Any,
+    config: Config | dict[str, Any] | None = None,
+    *,
+    seeds: Sequence[int] = (0,),
+    preset: str | None = None,
+    runs: str | Path = "runs",
+    fresh: bool = False,
+    stacked: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    **reading: Any,
+) -> list[Path]:
+    """Train a recipe's agent on a dataset, evaluate it, and return each seed's run folder.
+
+    dataset: a Dataset, or what `load_dataset` takes (`reading` is passed on to it). config: a resolved Config, or
+    nested overrides such as {"agent": {"alpha": 40.0}, "steps": 100_000}. Seeds run one after another, or as one with
+    `stacked`. An unfinished run goes on where it stopped; a finished one is not overwritten without `fresh`, and goes
+    on if `steps` asks for more. `progress(done, steps)` is called now and then, `say` told what was decided.
+
+    Raises RunError, ConfigError, DataError, Diverged, Interrupted.
+    """
+    data = dataset if isinstance(dataset, Dataset) else load_dataset(dataset, **reading)
+    name = name_of(dataset)
+    config = validate(config) if isinstance(config, Config) else resolve(recipe, name, preset, config)
+    if data.reward.ndim != 1:
+        raise RunError(f"{recipe} learns from one reward; {name} has {data.reward.shape[1]} objectives")
+    folder = folder_of(runs, recipe, name, config, data)
+    groups = [list(seeds)] if stacked and len(seeds) > 1 else [[seed] for seed in seeds]
+    done = []
+    for group in groups:
+        session = Session(recipe, name, data, config, group, folder, fresh, say)
+        done += session.run(progress or (lambda done, steps: None))
+    return done
+
+
+class Session:
+    """One process's share of a training: one seed, or several as one stack."""
+
+    def __init__(self, recipe, name, data: Dataset, config: Config, seeds: list[int], folder: Path, fresh: bool, say):
+        self.recipe, self.data, self.config, self.seeds, self.say = recipe, data, config, seeds, say
+        self.stacked = len(seeds) > 1
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+        self.agent = registry.agent_class(recipe)(config.agent, data.spec)
+        self.steps = -(-config.steps // self.agent.period) * self.agent.period
+        self.env = self._env()
+        about = {
+            "format": 1, "recipe": recipe, "agent": json.loads(json.dumps(asdict(config.agent))), "spec": data.spec.to_json(),
+            "env": self.env, "data": {
+                "name": name, "fingerprint": data.fingerprint, "rows": len(data), "episodes": data.episodes,
+                "return_mean": transition_weighted_return(data),
+            }, "versions": versions(),
+        }  # fmt: skip
+        board = {"tensorboard": config.tensorboard}
+        if config.wandb:
+            board["wandb"] = {"project": config.wandb}
+        self.runs = [Run(folder / str(seed), about | {"seed": seed}, config, fresh, **board) for seed in seeds]
+
+    def _env(self) -> str | None:
+        if self.config.env is not None:
+            return self.config.env
+        try:
+            env = env_for(self.data.spec)
+        except EnvError as error:
+            self.say(f"no evaluation: {error}")
+            return None
+        try:
+            import_module("gymnasium")
+        except ImportError:
+            self.say('no evaluation: gymnasium is not installed; pip install "offrl[envs]"')
+            return None
+        return env
+
+    def run(self, progress: Callable[[int, int], None]) -> list[Path]:
+        with ExitStack() as opened:
+            for run in self.runs:
+                opened.enter_context(run)
+            interrupt = opened.enter_context(Interrupt())
+            state, start = self._resume()
+            if start < self.steps:
+                self._train(state, start, interrupt, progress)
+            return [run.folder for run in self.runs]
+
+    def _resume(self):
+        """The state to go on from and its step; logs are cut back to it."""
+        fresh = [self.agent.init(seed) for seed in self.seeds]
+        scale = recipe_module(self.recipe).normalizer(self.data, self.config)
+        fresh = [state | {"normalizer": scale} for state in fresh]
+        saved = [run.checkpoints.latest() for run in self.runs]
+        starts = {0 if each is None else each.step for each in saved}
+        if len(starts) > 1:
+            raise RunError(f"the seeds {self.seeds} have come to different steps, {sorted(starts)}: continue them unstacked")
+        start = starts.pop()
+        states = []
+        for run, state, each in zip(self.runs, fresh, saved):
+            if each is not None:
+                check_meta(each.meta, run.meta)
+                state = restore(each.tree, state)
+            run.log.truncate(start)
+            states.append(state)
+        if start >= self.steps and all((run.folder / "result.json").exists() or self.env is None for run in self.runs):
+            raise RunError(f"{self.runs[0].folder} is finished at step {start}; --fresh trains it anew, more --steps go on from there")
+        return states, start
+
+    def _mode(self, start: int) -> str:
+        """The mode asked for, or the one in which the run began: only within one mode are results equal bit for bit."""
+        if self.config.mode != "auto":
+            return self.config.mode
+        before = self.runs[0].folder / "run.json"
+        if start and before.exists() and (mode := read_json(before).get("mode")):
+            return mode
+        mode, why = best_mode(self.device, self.steps)
+        self.say(f"mode {mode}: {why}")
+        return mode
+
+    def _train(self, states, start, interrupt, progress) -> None:
+        c, agent, mode = self.config, self.agent, self._mode(start)
+        for run in self.runs:
+            run.about["mode"] = mode
+            run.begin()
+        state = stack(states) if self.stacked else states[0]
+        state = hooks.tree_map(lambda leaf: leaf.to(self.device), state)
+        source = recipe_module(self.recipe).source(agent, self.data, c, self.seeds if self.stacked else self.seeds[0], self.device)
+        save = hooks.checkpoint_hook(self.runs, self.stacked)
+        each = [(c.log_every, hooks.log_hook(self.runs, self.stacked, start))]
+        if self.env is not None and c.eval_episodes:
+            each.append((c.eval_every, hooks.evaluate_hook(agent, self.runs, self.stacked, self.env, c.eval_episodes)))
+        each += [(c.checkpoint_every, save), (agent.period, hooks.stop_hook(interrupt, save))]
+        each.append((max(100, self.steps // 1000), hooks.progress_hook(lambda done: progress(done, self.steps))))
+        last = (self.steps, lambda step, state, metrics: step % c.checkpoint_every and save(step, state, metrics))
+        progress(start, self.steps)
+        seeds = self.seeds if self.stacked else self.seeds[0]
+        state = fit(agent, state, source, self.steps, [*each, last], start, seeds=seeds, mode=mode, precision=c.precision)
+        if self.env is not None:
+            for run, own in hooks.per_seed(self.runs, state, self.stacked):
+                played = hooks.evaluate_state(agent, own, self.env, c.final_episodes, seed=FINAL_SEED)
+                write_json(run.folder / "result.json", result(played, self.data.spec, self.env, self.steps))
+
+
+def result(played: Any, spec: Any, env: str, step: int) -> dict[str, Any]:
+    """What an evaluation found, for result.json: every episode, and means with 95 % intervals of return and, if known, score."""
+    found = {"env": env, "step": step, "episodes": len(played.returns), "time_limit": played.time_limit, "seeds": played.seeds.tolist()}
+    found |= {"returns": played.returns.tolist(), "lengths": played.lengths.tolist(), "return": _estimate(played.returns)}
+    if spec.ref_min is not None and spec.ref_max is not None:
+        found["score"] = _estimate(normalize(played.returns, spec.ref_min, spec.ref_max))
+    return found
+
+
+def _estimate(values: np.ndarray) -> dict[str, Any]:
+    mean, low, high = mean_ci(values)
+    return {"mean": mean, "interval": [low, high] if len(values) > 1 else None, "iqm": iqm(values)}
+
+
+def recipe_module(recipe: str) -> Any:
+    """The wiring of a recipe; agents without one of their own learn offline."""
+    return import_module("offrl.recipes.offline")
