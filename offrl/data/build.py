@@ -118,9 +118,8 @@ def build(
         load_behavior(source, spec, epsilon=ingredient.epsilon, **ingredient.options)
     parts = _parts(what, sources, rows, seed)
     results = roll_all(parts, workers or _cores(), progress)
-    behaviors = _measured(what, sources, spec, parts, results)
-    metadata = _metadata(what, spec, behaviors, rows, seed)
     data = _assembled(results, spec)
+    metadata = _metadata(what, spec, _measured(what, sources, data, parts, results), rows, seed)
     return save_minari(data, what.dataset_id, root, env_spec_json=env_spec_json, metadata=metadata, overwrite=overwrite)
 
 
@@ -197,17 +196,17 @@ def _assembled(results: list[Rows], spec: Spec) -> Dataset:
     return Dataset(obs, action, reward, terminated, truncated, starts, last_obs, np.ones(len(last_obs), bool), spec)
 
 
-def _measured(what: Recipe, sources: list[str], spec: Spec, parts: list[Part], results: list[Rows]) -> list[dict[str, Any]]:
+def _measured(what: Recipe, sources: list[str], data: Dataset, parts: list[Part], results: list[Rows]) -> list[dict[str, Any]]:
     """What each policy of the mix earned, over the episodes that were not cut; None where there is none."""
+    owner = np.repeat([part.key[0] for part in parts], [len(rows.lengths) for rows in results])
+    complete = np.concatenate([rows.complete for rows in results])
     behaviors = []
     for place, (ingredient, source) in enumerate(zip(what.mix, sources)):
-        own = [rows for part, rows in zip(parts, results) if part.key[0] == place]
-        returns = np.concatenate([_assembled([rows], spec).returns[rows.complete] for rows in own])
+        returns = data.returns[(owner == place) & complete]
+        mean = returns.mean(axis=0).tolist() if len(returns) else None
         entry = asdict(ingredient) | {"sha256": hashlib.sha256(Path(source).read_bytes()).hexdigest() if Path(source).is_file() else None}
-        entry |= {"rows": sum(len(rows.obs) for rows in own), "complete_episodes": len(returns)}
-        entry["return_mean"] = returns.mean(axis=0).tolist() if len(returns) else None
-        entry["score_mean"] = _score(entry["return_mean"], spec)
-        behaviors.append(entry)
+        entry |= {"rows": int(data.lengths[owner == place].sum()), "complete_episodes": len(returns)}
+        behaviors.append(entry | {"return_mean": mean, "score_mean": _score(mean, data.spec)})
     return behaviors
 
 
