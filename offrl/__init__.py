@@ -1,3 +1,24 @@
 """Offline and model-based reinforcement learning for control."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
 __version__ = "0.1.0"
+
+_EXPORTS = {
+    "Dataset": "offrl.data.dataset",
+    "load_dataset": "offrl.data.load",
+    "train": "offrl.recipes.common",
+    "load": "offrl.train.policy",
+    "evaluate": "offrl.train.evaluate",
+    "register": "offrl.core.registry",
+}
+__all__ = ["__version__", *_EXPORTS]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'offrl' has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)

@@ -1,7 +1,8 @@
 """Running a policy in its environment: raw returns of whole episodes from fixed seeds.
 
 Episodes run in lockstep, one environment each, so that one call of the policy serves them all; `benchmarks/evaluation.py`
-measures this against the alternatives. Returns equal those of one plain Gymnasium loop after another.
+measures this against the alternatives. Returns are those of one plain Gymnasium loop after another, to the last bit for a policy
+whose rows do not depend on the size of their batch (matrix products round a little differently at another size).
 """
 
 from __future__ import annotations
@@ -95,14 +96,17 @@ def record(act: Act, env: EnvSource, path: str | os.PathLike, seed: int = 0, tim
     except ImportError as error:
         raise ImportError('films need imageio and imageio-ffmpeg: pip install "offrl[video]"') from error
     path = Path(path)
+    if path.suffix != ".mp4":
+        raise ValueError(f"films are written as .mp4, not {path.suffix or 'without a suffix'}: {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.stem}.part.mp4")
     opened = _open(env, "rgb_array")
     try:
-        if opened.render_mode != "rgb_array":
-            raise RenderError(f"the environment was made with render_mode {opened.render_mode!r}, films need 'rgb_array'")
-        pace = opened.metadata.get("render_fps", FPS)
+        if (mode := getattr(opened, "render_mode", None)) != "rgb_array":
+            raise RenderError(f"the environment was made with render_mode {mode!r}, films need 'rgb_array'")
+        pace = getattr(opened, "metadata", {}).get("render_fps", FPS)
         every = max(1, round(pace / FPS))
-        with imageio.get_writer(part, fps=pace / every) as film:
+        with contextlib.closing(imageio.get_writer(part, fps=pace / every)) as film:  # imageio's own context stays open on errors
             result = evaluate(act, lambda: _Filmed(opened, film, every), episodes=1, seed=seed, time_limit=time_limit)
         part.replace(path)
     finally:
@@ -116,7 +120,7 @@ class _Filmed:
 
     def __init__(self, env: Any, film: Any, every: int) -> None:
         self.env, self.film, self.every, self.steps = env, film, every, 0
-        self.observation_space, self.action_space, self.spec, self.close = env.observation_space, env.action_space, env.spec, env.close
+        self.observation_space, self.action_space, self.spec = env.observation_space, env.action_space, getattr(env, "spec", None)
 
     def reset(self, **options: Any) -> Any:
         result = self.env.reset(**options)
@@ -129,6 +133,9 @@ class _Filmed:
         if self.steps % self.every == 0:
             self.draw()
         return result
+
+    def close(self) -> None:
+        """Left to whoever opened `env`."""
 
     def draw(self) -> None:
         try:
@@ -223,10 +230,8 @@ def _actions(output: torch.Tensor, space: Any, playing: list[tuple[int, _Slot]],
     discrete = type(space).__name__ == "Discrete"
     shape = (count,) if discrete else (count, math.prod(space.shape))
     if tuple(output.shape) != shape or output.is_floating_point() == discrete:
-        kind = "integers" if discrete else "floating point numbers"
-        raise EvaluationError(
-            f"the environment takes {kind} of shape {shape}, the policy gave {output.dtype} of shape {tuple(output.shape)}"
-        )
+        wanted, given = f"{'integers' if discrete else 'floats'} of shape {shape}", f"{output.dtype} of shape {tuple(output.shape)}"
+        raise EvaluationError(f"the environment takes {wanted}, the policy gave {given}")
     if discrete:
         return output.tolist()
     values = output.detach().float().cpu().numpy()

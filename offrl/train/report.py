@@ -25,14 +25,15 @@ def lines(folder: Path, behaviors: Mapping[str, float] | None = None) -> list[st
     what, estimate = ("normalised score", found["score"]) if scored else ("return", found["return"])
     interval = "" if estimate["interval"] is None else " (95 % interval {:.1f} to {:.1f})".format(*estimate["interval"])
     text = [f"{what} {estimate['mean']:.1f}{interval} over {found['episodes']} episodes of {found['env']} after {found['step']:,} steps"]
-    mean = shown(about["data"]["return_mean"])
-    text.append(f"  the data's own mean, weighted by transitions: {mean:.1f}")
+    mean = about["data"]["return_mean"]
+    if mean is not None:
+        text.append(f"  the data's own mean, weighted by transitions: {shown(mean):.1f}")
     if behaviors:
         best = max(behaviors, key=behaviors.__getitem__)
         text += [f"  behaviour {name}: {shown(value):.1f}{' (the best)' if name == best else ''}" for name, value in behaviors.items()]
         if estimate["mean"] < shown(behaviors[best]):
             text.append(f"  the score is below that of the best behaviour, {best}")
-    elif estimate["mean"] < mean:
+    elif mean is not None and estimate["mean"] < shown(mean):
         text.append("  the score is below the data's own mean")
     return text
 
@@ -47,15 +48,15 @@ def plot(folders: list[Path], path: Path) -> Path:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     about = read_json(folders[0] / "run.json")
-    spec, key = about["spec"], "eval/normalized_score_mean"
+    spec = about["spec"]
     rows = {folder: [row for row in read(folder) if "eval/return_mean" in row] for folder in folders}
     scored = spec["ref_min"] is not None
     key, label = (key, "normalised score") if scored else ("eval/return_mean", "return")
     for folder, points in rows.items():
         axes.plot([p["step"] for p in points], [p[key] for p in points], marker=".", label=f"seed {folder.name}")
-    mean = about["data"]["return_mean"]
-    level = float(normalize([mean], spec["ref_min"], spec["ref_max"])[0]) if scored else mean
-    axes.axhline(level, color="grey", linestyle="--", label="the data's mean")
+    if (mean := about["data"]["return_mean"]) is not None:
+        level = float(normalize([mean], spec["ref_min"], spec["ref_max"])[0]) if scored else mean
+        axes.axhline(level, color="grey", linestyle="--", label="the data's mean")
     axes.set(xlabel="gradient steps", ylabel=label, title=f"{about['recipe']} on {about['data']['name']}")
     axes.legend()
     figure.savefig(path, dpi=120)

@@ -1,0 +1,44 @@
+"""What the commands share: where they print, their bars, and the user's own files."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from offrl.core.config import ConfigError
+
+out = Console(highlight=False, soft_wrap=True, markup=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+
+Imports = Annotated[tuple[Path, ...], tyro.conf.arg(name="import")]
+
+
+def import_files(paths: Sequence[Path]) -> None:
+    """Runs the user's own files, as named on their command line: they register agents and environments."""
+    for path in paths:
+        if not path.exists():
+            raise ConfigError(f"--import {path}: there is no such file")
+        runpy.run_path(str(path))
+
+
+def bars() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=err)
+
+
+def reporter(progress: Progress, what: str) -> Callable[[Any, int, int], None]:
+    """`report(name, done, total)`, which moves the bar of that name and makes it at its first call."""
+    tasks: dict[Any, Any] = {}
+
+    def report(name: Any, done: int, total: int) -> None:
+        if name not in tasks:
+            tasks[name] = progress.add_task(f"{what} {name}".strip(), total=total)
+        progress.update(tasks[name], completed=done)
+
+    return report

@@ -1,0 +1,137 @@
+"""offrl data: build, list, info, check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+
+import tyro
+from rich.table import Table
+
+from offrl.cli.console import bars, out, reporter
+from offrl.core.config import ConfigError, nearest
+from offrl.data import check as checks
+from offrl.data.build import build, describe, embedded
+from offrl.data.dataset import DataError
+from offrl.data.load import load_dataset
+
+
+@dataclass(frozen=True)
+class Build:
+    dataset: Annotated[str, tyro.conf.Positional]
+    """An id of `offrl data list`, or a new one of your own with --policy and --env."""
+    rows: int | None = None
+    """Transitions; the recipe's number unless told otherwise."""
+    seed: int = 0
+    """The same seed gives the same data, whatever the number of workers."""
+    workers: int | None = None
+    """Processes; one a core unless told otherwise."""
+    policy: tuple[str, ...] = ()
+    """Policies of your own: random, FILE.py:function, module:function, a .safetensors, .onnx or Stable-Baselines3 .zip file; each may
+    be followed by =SHARE and =SHARE,EPSILON."""
+    env: str | None = None
+    """Environment of your own policies: a Gymnasium id, or file.py:factory."""
+    overwrite: bool = False
+    """Build anew where the dataset is there already."""
+
+
+def build_dataset(arguments: Sequence[str]) -> None:
+    args = tyro.cli(Build, args=list(arguments), prog="offrl data build", description="Build a dataset by rolling out policies.")
+    policies = [_ingredient(text) for text in args.policy] or None
+    with bars() as progress:
+        bar = partial(reporter(progress, "rows of"), args.dataset)
+        options = {"rows": args.rows, "seed": args.seed, "workers": args.workers, "policies": policies, "env_id": args.env}
+        try:
+            folder = build(args.dataset, progress=bar, overwrite=args.overwrite, **options)
+        except FileExistsError as error:
+            if not _same(args):
+                raise DataError(f"{error} (--overwrite builds it anew)") from None
+            out.print(f"{args.dataset} is there already, with these rows and this seed")
+            return
+    out.print(f"built {folder}")
+    _behaviors(describe(args.dataset))
+
+
+def _same(args: Build) -> bool:
+    there = describe(args.dataset)
+    return not args.policy and there.get("seed") == args.seed and args.rows in (None, there["rows"])
+
+
+def _ingredient(text: str) -> tuple[Any, ...]:
+    policy, _, weights = text.partition("=")
+    try:
+        return (policy, *(float(w) for w in weights.split(",") if w))
+    except ValueError:
+        raise ConfigError(f"--policy {text!r}: write POLICY, POLICY=SHARE or POLICY=SHARE,EPSILON") from None
+
+
+def _behaviors(about: dict[str, Any]) -> None:
+    table = Table("behaviour", "share", "random actions", "mean return", "score", box=None)
+    for each in about["behaviors"]:
+        figures = ("" if each.get(k) is None else f"{each[k]:.1f}" for k in ("return_mean", "score_mean"))
+        table.add_row(each["policy"], f"{each['share']:.0%}", f"{each['epsilon']:.0%}", *figures)
+    out.print(table)
+    if about.get("score_mean") is not None:
+        out.print(f"mean score, weighted by transitions: {about['score_mean']:.1f}")
+
+
+def list_datasets(arguments: Sequence[str]) -> None:
+    tyro.cli(_Nothing, args=list(arguments), prog="offrl data list", description="The datasets that can be built here.")
+    table = Table("id", "rows", "mean score", "what it is", box=None)
+    for name in embedded():
+        about = describe(name)
+        score = "" if about.get("score_mean") is None else f"{about['score_mean']:.1f}"
+        table.add_row(name, f"{about['rows']:,}", score, about["description"])
+    out.print(table)
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    pass
+
+
+@dataclass(frozen=True)
+class Source:
+    dataset: Annotated[str, tyro.conf.Positional]
+    """An id or a path."""
+    action_space: str | None = None
+    """discrete:N, continuous or box:LOW,HIGH, where the data does not say."""
+
+
+def info(arguments: Sequence[str]) -> None:
+    args = tyro.cli(Source, args=list(arguments), prog="offrl data info", description="What is in a dataset.")
+    data = load_dataset(args.dataset, action_space=args.action_space)
+    for key, value in checks.info(data).items():
+        out.print(f"{key}: {value}")
+
+
+def check(arguments: Sequence[str]) -> int:
+    """1 where something is wrong that keeps the data from being used, else 0."""
+    args = tyro.cli(Source, args=list(arguments), prog="offrl data check", description="Everything that is wrong with a dataset.")
+    findings = checks.check(args.dataset, action_space=args.action_space)
+    for found in findings:
+        where = "" if found.first_row is None else f", first at row {found.first_row}"
+        count = "" if found.count is None else f" ({found.count:,} rows{where})"
+        out.print(f"{found.severity}: {found.field}: {found.what}{count}. {found.advice}")
+    errors = sum(found.severity == "error" for found in findings)
+    out.print("nothing is wrong" if not findings else f"{errors} errors, {len(findings) - errors} remarks")
+    return 1 if errors else 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
+    "build": build_dataset,
+    "list": list_datasets,
+    "info": info,
+    "check": check,
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        out.print(f"offrl data COMMAND, one of {', '.join(COMMANDS)}")
+        return 0 if arguments else 2
+    if arguments[0] not in COMMANDS:
+        raise ConfigError(f"no command data {arguments[0]!r}{nearest(arguments[0], COMMANDS)}")
+    return COMMANDS[arguments[0]](arguments[1:]) or 0

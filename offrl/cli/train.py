@@ -1,0 +1,138 @@
+"""offrl train RECIPE DATASET: flags are the dotted paths of the config."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Generic, Literal, TypeVar
+
+import torch
+import tyro
+
+from offrl.cli.console import Imports, bars, import_files, out, reporter
+from offrl.core import registry
+from offrl.core.config import ConfigError
+from offrl.data.build import describe
+from offrl.data.dataset import DataError
+from offrl.recipes import common
+from offrl.recipes.parallel import train_in_processes
+from offrl.train import report
+from offrl.train.run import read_json
+
+A = TypeVar("A")
+
+
+@dataclass(frozen=True)
+class Train(Generic[A]):
+    config: Annotated[common.Config[A], tyro.conf.arg(name="")]
+    seeds: str = "0"
+    """Seeds, as in 0-4 or 0,3,7. On a CPU each has a process of one thread, on a GPU they train as one stack."""
+    preset: str | None = None
+    """A named set of hyperparameters of the recipe."""
+    fresh: bool = False
+    """Start anew where there is a run already."""
+    how: Literal["auto", "processes", "stacked"] = "auto"
+    """How several seeds train."""
+    workers: int | None = None
+    """Processes at once; one a core unless told otherwise."""
+    runs: Path = Path("runs")
+    """Folder of all runs."""
+    imports: Imports = ()
+    """Your own Python files to run first: they register agents and environments."""
+    action_space: str | None = None
+    """discrete:N, continuous or box:LOW,HIGH, where the data does not say."""
+    semantics: Literal["strict", "d4rl"] | None = None
+    """How a D4RL file is read."""
+    on_bad: Literal["error", "drop"] = "error"
+    """What rows with NaN or infinity do: stop, or be left out."""
+
+
+def train(arguments: Sequence[str]) -> None:
+    names = [a for a in arguments[:2] if not a.startswith("-")]
+    if len(names) < 2 and not {"-h", "--help"} & set(arguments):
+        raise ConfigError(f"usage: offrl train RECIPE DATASET [flags]; RECIPE is one of {', '.join(registry.agents())}")
+    recipe, dataset = (*names, "bc", "DATASET")[:2] if len(names) != 1 else (names[0], "DATASET")
+    flags = list(arguments[len(names) :])
+    import_files([Path(file) for file in _values(flags, "--import")])
+    config = common.resolve(recipe, common.name_of(dataset), next(iter(_values(flags, "--preset")), None))
+    kind = Train[type(config.agent)]
+    args = tyro.cli(kind, default=Train(config=config), args=flags, prog=f"offrl train {recipe} {dataset}", description="Train a policy.")
+    seeds = parse_seeds(args.seeds)
+    on_gpu = args.config.device.startswith("cuda") or (args.config.device == "auto" and torch.cuda.is_available())
+    how = ("stacked" if on_gpu else "processes") if args.how == "auto" else args.how
+    options = {"runs": args.runs, "fresh": args.fresh, "on_bad": args.on_bad, "semantics": args.semantics, "action_space": args.action_space}
+    with bars() as progress:
+        bar = reporter(progress, f"{recipe} seed")
+        if len(seeds) > 1 and how == "processes":
+            workers = min(len(seeds), args.workers or _cores())
+            out.print(f"{len(seeds)} seeds, {workers} at a time, each in a process of one thread")
+            prepare = partial(import_files, args.imports)
+            folders = train_in_processes(
+                recipe, dataset, args.config, seeds, workers, prepare=prepare, progress=bar, say=out.print, **options
+            )
+        else:
+            if len(seeds) > 1:
+                out.print(f"{len(seeds)} seeds as one stack")
+            bar = partial(bar, args.seeds)
+            folders = common.train(
+                recipe, dataset, args.config, seeds=seeds, stacked=how == "stacked", progress=bar, say=out.print, **options
+            )
+    conclude(folders)
+
+
+def conclude(folders: list[Path]) -> None:
+    """Prints results beside the data's own, the runs' paths and a plot's; results only where there has been an evaluation."""
+    evaluated = [folder for folder in folders if (folder / "result.json").exists()]
+    for folder in evaluated:
+        for line in report.lines(folder, behaviors(read_json(folder / "run.json")["data"]["name"])):
+            out.print(line)
+    for folder in folders:
+        out.print(f"run: {folder}")
+    if evaluated:
+        path = folders[0].parent / "curve.png" if len(folders) > 1 else folders[0] / "curve.png"
+        try:
+            out.print(f"learning curve: {report.plot(evaluated, path)}")
+        except ImportError as error:
+            out.print(f"no plot: {error}")
+
+
+def behaviors(dataset: str) -> dict[str, float] | None:
+    """The mean return of each policy that made the dataset, where it was built here."""
+    try:
+        made = describe(dataset)["behaviors"]
+    except DataError:
+        return None
+    return {each["policy"]: each["return_mean"] for each in made if each["return_mean"] is not None}
+
+
+def parse_seeds(text: str) -> list[int]:
+    """0-4 is 0, 1, 2, 3, 4; 0,3,7 is just these. Raises ConfigError."""
+    try:
+        parts = [[int(end) for end in part.split("-")] for part in text.split(",")]
+        seeds = [seed for ends in parts for seed in range(ends[0], ends[-1] + 1)]
+        if len(set(seeds)) != len(seeds) or not seeds or any(len(ends) > 2 for ends in parts):
+            raise ValueError
+    except ValueError:
+        raise ConfigError(f"--seeds {text!r}: write 0-4 or 0,3,7") from None
+    return seeds
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _values(flags: Sequence[str], name: str) -> list[str]:
+    """What follows a flag, up to the next flag: for flags that must be known before the others can be read."""
+    found: list[str] = []
+    for i, flag in enumerate(flags):
+        if flag.startswith(f"{name}="):
+            found.append(flag.partition("=")[2])
+        elif flag == name:
+            for value in flags[i + 1 :]:
+                if value.startswith("-"):
+                    break
+                found.append(value)
+    return found
