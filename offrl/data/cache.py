@@ -16,16 +16,17 @@ import numpy as np
 import torch
 
 from offrl.core.checkpoint import CheckpointError, load_file, save_file
+from offrl.data.columns import home_folder
+from offrl.data.dataset import DataError
 
 FORMAT = 1  # of what is cached; another one is made anew
 
 
 def entry(source: Path) -> Path | None:
     """Where the columns of `source` are kept; None where there is no home folder."""
-    folder = os.environ.get("OFFRL_CACHE")
     try:
-        root = Path(folder) if folder else Path("~/.cache/offrl").expanduser()
-    except RuntimeError:
+        root = home_folder("OFFRL_CACHE", "~/.cache/offrl")
+    except DataError:
         return None
     return root / f"{hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:32]}.safetensors"
 

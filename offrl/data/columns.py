@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -73,6 +74,15 @@ def pick(keys: Iterable[str], name: str) -> dict[str, str]:
     return found
 
 
+def home_folder(variable: str, default: str) -> Path:
+    """The folder that an environment variable names, or `default` (under ~). Raises DataError where there is no home folder."""
+    named = os.environ.get(variable)
+    try:
+        return Path(named) if named else Path(default).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"there is no home folder for {default}; set {variable}") from error
+
+
 def available_memory() -> int | None:
     """Bytes that can be allocated without swapping; None where the system does not say."""
     try:
@@ -118,7 +128,7 @@ def unflagged(columns: Columns) -> np.ndarray:
     """(N,) bool: rows that end an episode of theirs with neither flag set; all False where only flags tell."""
     if columns.ends is None:
         return np.zeros(len(columns), bool)
-    flags = [column.reshape(len(columns)) for column in (columns.terminals, columns.timeouts) if column is not None]
+    flags = [column.reshape(len(columns), -1).any(axis=1) for column in (columns.terminals, columns.timeouts) if column is not None]
     return columns.ends & ~np.any(flags, axis=0)
 
 

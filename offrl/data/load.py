@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import urllib.parse
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,7 +15,7 @@ import h5py
 import numpy as np
 
 from offrl.core.space import Box, Discrete, Space, from_gym
-from offrl.data.columns import ON_BAD, Columns, checked, pick, settle, to_dataset, unflagged
+from offrl.data.columns import ON_BAD, Columns, checked, home_folder, pick, settle, to_dataset, unflagged
 from offrl.data.d4rl import qlearning
 from offrl.data.dataset import DataError, Dataset
 from offrl.data.hdf5 import read_hdf5
@@ -119,7 +118,7 @@ def _space(value: Any, size: int) -> Space:
 
 def _complete(columns: Columns) -> Columns:
     """The same with the reference scores and action bounds that its dataset id or environment id stands for."""
-    names = [name for name in (columns.dataset_id, columns.env_id) if name is not None]
+    names = [name for name in (columns.env_id, columns.dataset_id) if name is not None]
     changed: dict[str, Any] = {}
     if columns.action_space is None and any(_UNIT_ACTIONS.fullmatch(name.lower()) for name in names):
         changed["action_space"] = Box.of(int(np.prod(columns.actions.shape[1:])), -1, 1)
@@ -135,8 +134,7 @@ def _complete(columns: Columns) -> Columns:
 
 def _d4rl_path(dataset_id: str) -> Path:
     url = URL + scores.d4rl()[dataset_id]["url_path"]
-    folder = Path(os.environ.get("D4RL_DATASET_DIR") or Path("~/.d4rl/datasets").expanduser())
-    path = folder / urllib.parse.unquote(url.rsplit("/", 1)[1])
+    path = home_folder("D4RL_DATASET_DIR", "~/.d4rl/datasets") / url.rsplit("/", 1)[1]
     if not path.is_file():
         raise DataError(
             f"{dataset_id} is not on this machine: download {url} to {path} (the folder is $D4RL_DATASET_DIR, or ~/.d4rl/datasets)"
@@ -147,8 +145,13 @@ def _d4rl_path(dataset_id: str) -> Path:
 def _read_file(path: Path, limit_bytes: int | None) -> Columns:
     if path.is_dir():
         return read_minari(path, limit_bytes)
-    with path.open("rb") as file:
-        start = file.read(8)
+    if not path.is_file():
+        raise DataError(f"{path}: not a regular file")
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be opened ({error.strerror})") from error
     if not start:
         raise DataError(f"{path}: the file is empty")
     if start.startswith(b"PK"):

@@ -7,7 +7,6 @@ T + 1 observations and T actions, rewards, terminations and truncations.
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from h5py import h5d, h5g, h5s
 
 from offrl.core.space import Box, Discrete, Space
 from offrl.data import cache
-from offrl.data.columns import Columns, afford, cost
+from offrl.data.columns import Columns, afford, cost, home_folder
 from offrl.data.dataset import DataError
 from offrl.data.hdf5 import opened, own
 
@@ -36,11 +35,7 @@ def check_id(dataset_id: str) -> str:
 
 def minari_root() -> Path:
     """$MINARI_DATASETS_PATH, or ~/.minari/datasets."""
-    folder = os.environ.get("MINARI_DATASETS_PATH")
-    try:
-        return Path(folder) if folder else Path("~/.minari/datasets").expanduser()
-    except RuntimeError as error:
-        raise DataError("there is no home folder to look for ~/.minari/datasets in; set MINARI_DATASETS_PATH") from error
+    return home_folder("MINARI_DATASETS_PATH", "~/.minari/datasets")
 
 
 def read_minari(folder: Path, limit_bytes: int | None = None) -> Columns:
