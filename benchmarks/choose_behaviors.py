@@ -62,6 +62,7 @@ def shipped(checkpoint: pathlib.Path, out: pathlib.Path) -> None:
     with safe_open(checkpoint, "np") as file:
         tensors = {name: file.get_tensor(name).astype(np.float16) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         save_file(tensors, out, file.metadata())
+    out.chmod(0o644)
 
 
 def near(rows: list[dict[str, Any]], score: float) -> list[dict[str, Any]]:
