@@ -153,7 +153,7 @@ def _from_factory(source: str, name: str, options: dict[str, Any]) -> Any:
 
 
 def _module(source: str) -> ModuleType:
-    """A user's module by its dotted name or the path of its file, imported once, with its folder importable meanwhile."""
+    """A user's module by its dotted name or the path of its file, imported once; its folder stays importable, after all others."""
     file = Path(source).resolve() if source.endswith(".py") else None
     name = f"offrl_user:{file}" if file else source
     if name in sys.modules:
@@ -161,7 +161,8 @@ def _module(source: str) -> ModuleType:
     if file and not file.is_file():
         raise EnvError(f"{source}: there is no such file")
     folder = str(file.parent if file else Path.cwd())
-    sys.path.insert(0, folder)
+    if folder not in sys.path:
+        sys.path.append(folder)
     try:
         if file is None:
             return importlib.import_module(name)
@@ -174,8 +175,6 @@ def _module(source: str) -> ModuleType:
         if not isinstance(error, ModuleNotFoundError):
             raise
         raise EnvError(f"{source}: {error}") from error
-    finally:
-        sys.path.remove(folder)
 
 
 @contextlib.contextmanager

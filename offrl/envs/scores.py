@@ -41,7 +41,7 @@ def reference(name: str) -> tuple[float, float]:
     entry = table[f"{robot[1].lower()}-medium-v2"] if robot else table.get(name)
     if entry is None:
         known = [*table, *(f"{env}-v{version}" for env in ROBOTS.values() for version in (4, 5))]
-        near = difflib.get_close_matches(name, [k for k in known if table.get(k, {}).get("ref_min", 0) is not None], n=3, cutoff=0.4)
+        near = difflib.get_close_matches(name, [k for k in known if table.get(k, {}).get("ref_min", 0) is not None], n=3)
         hint = f"nearest: {', '.join(near)}" if near else "known are D4RL's dataset ids and the robots' environments, as in Hopper-v5"
         raise UnknownScore(f"no reference score is known for {name!r}; {hint}")
     if entry["ref_min"] is None or entry["ref_max"] is None:
@@ -56,4 +56,4 @@ def normalize(returns: Any, ref_min: float, ref_max: float) -> np.ndarray:
     """
     if not ref_max > ref_min:
         raise ValueError(f"ref_max must be above ref_min, not {ref_max} and {ref_min}")
-    return 100 * (np.asarray(returns, np.float64) - ref_min) / (ref_max - ref_min)
+    return (np.asarray(returns, np.float64) - ref_min) / (ref_max - ref_min) * 100
