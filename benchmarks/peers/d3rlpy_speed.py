@@ -30,7 +30,7 @@ OBS, ACTION, ROWS, EPISODE, BATCH = 17, 6, 1_000_000, 1_000, 256
 
 
 def setup(env: Path) -> None:
-    """Make the environment. pip's configuration says where packages come from: a PIP_EXTRA_INDEX_URL with torch's CPU wheels saves space."""
+    """Make the environment. pip's configuration says where packages come from: PIP_EXTRA_INDEX_URL with torch's CPU wheels saves space."""
     subprocess.run([sys.executable, "-m", "venv", env], check=True)
     for pin in PINS:  # torch first, so that d3rlpy's requirement is met by the pinned one
         subprocess.run([env / "bin" / "python", "-m", "pip", "install", pin], check=True)
