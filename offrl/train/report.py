@@ -51,7 +51,7 @@ def plot(folders: list[Path], path: Path) -> Path:
     spec = about["spec"]
     rows = {folder: [row for row in read(folder) if "eval/return_mean" in row] for folder in folders}
     scored = spec["ref_min"] is not None
-    key, label = (key, "normalised score") if scored else ("eval/return_mean", "return")
+    key, label = ("eval/normalized_score_mean", "normalised score") if scored else ("eval/return_mean", "return")
     for folder, points in rows.items():
         axes.plot([p["step"] for p in points], [p[key] for p in points], marker=".", label=f"seed {folder.name}")
     if (mean := about["data"]["return_mean"]) is not None:
