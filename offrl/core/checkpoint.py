@@ -162,7 +162,7 @@ class Checkpoints:
         try:
             entries = json.loads(_read(path))["checkpoints"]
             for entry in entries:
-                if set(entry) != {"file", "step", "bytes", "sha256"} or _step(entry["file"]) != entry["step"] or entry["step"] is None:
+                if set(entry) != {"file", "step", "bytes", "sha256"} or entry["step"] is None or _step(entry["file"]) != entry["step"]:
                     raise ValueError(f"entry {entry!r}")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             warnings.warn(f"{printable(path)} is damaged ({type(error).__name__}: {error}): ignored", stacklevel=3)

@@ -73,7 +73,10 @@ class Log:
 
     def sync(self) -> None:
         """Brings the rows to the disk: before a checkpoint that they must not fall behind, even where the power fails."""
-        os.fsync(self._file)
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            raise LogError(f"cannot write {printable(self.path)}: {error.strerror or error}") from error
 
     def truncate(self, step: int) -> None:
         """Removes the rows after `step`, that of the checkpoint which a run resumes from. W&B keeps what it has and ignores repeats."""

@@ -49,7 +49,7 @@ def test_every_kind_of_tensor_survives(tmp_path):
     assert meta == {"algorithm": "iql", "layers": [256, 256], "format": 1}
     loaded["a"]["row"].zero_()
     assert loaded["a"]["matrix"][1].any(), "tensors that shared storage are separate"
-    assert all(leaf.data_ptr() % 16 == 0 for leaf in flatten(loaded).values() if leaf.numel())
+    assert all(leaf.data_ptr() % 64 == 0 for leaf in flatten(loaded).values() if leaf.numel()), "as torch aligns its own"
 
 
 def test_any_safetensors_reader_opens_the_file(tmp_path):

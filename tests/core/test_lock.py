@@ -93,6 +93,7 @@ def test_the_lock_ends_with_the_context_and_can_be_had_again(tmp_path):
         _ = 1 / 0
     with lock:
         pass
+    assert (tmp_path / "new" / "folder" / ".lock").read_bytes() == b"", "nobody is named who has left"
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04torn", b"[1]", b'{"pid": "x"}'])

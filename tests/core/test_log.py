@@ -1,4 +1,5 @@
 import csv
+import errno
 import json
 import math
 import os
@@ -126,6 +127,23 @@ def test_a_row_that_does_not_fit_on_the_disk_leaves_no_half_behind(tmp_path):
         assert (tmp_path / "log.jsonl").read_bytes() == whole
         log.write(2, {"a": 2.0})
     assert [row["a"] for row in read(tmp_path)] == [1.0, 2.0]
+
+
+def test_rows_that_do_not_reach_the_disk_are_said(tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Log(tmp_path) as log:
+        log.sync()
+        with monkeypatch.context() as patch, pytest.raises(LogError, match="log.jsonl: No space left on device"):
+            patch.setattr(os, "fsync", full)
+            log.sync()
+
+
+def test_what_a_killed_writer_left_is_swept(tmp_path):
+    (tmp_path / ".offrl-0123.tmp").write_bytes(b"half a lo")
+    Log(tmp_path).close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.csv", "log.jsonl"]
 
 
 @pytest.mark.parametrize("line", [b"{}", b"[1]", b'{"step": 1, "a": "high"}', b"\x80\x04.", b'{"step": 1', b"[" * 100_000])
