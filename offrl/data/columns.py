@@ -159,6 +159,7 @@ def without(columns: Columns, drop: np.ndarray) -> Columns:
     if columns.last_obs is not None:
         following = np.concatenate([columns.observations[1:], columns.observations[-1:]])
         following[columns.ends] = columns.last_obs
+        drop = drop | ~np.isfinite(following).all(axis=1)
         columns = replace(columns, next_observations=following, last_obs=None)
     keep = ~drop
     if not keep.any():
@@ -200,6 +201,7 @@ def settle(columns: Columns, on_bad: str) -> tuple[Columns, bool]:
     if on_bad == "report":
         warnings.warn(f"{columns.name}: {describe(bad)}; kept", stacklevel=3)
         return columns, True
-    drop = np.logical_or.reduce(list(bad.values()))
-    warnings.warn(f"{columns.name}: {describe(bad)}; {int(drop.sum())} of {len(columns)} rows dropped, episodes cut there", stacklevel=3)
-    return without(columns, drop), False
+    rest = without(columns, np.logical_or.reduce(list(bad.values())))
+    lost = len(columns) - len(rest)
+    warnings.warn(f"{columns.name}: {describe(bad)}; {lost} of {len(columns)} rows dropped, episodes cut there", stacklevel=3)
+    return rest, False

@@ -21,12 +21,12 @@ def read_hdf5(path: Path, limit_bytes: int | None = None) -> Columns:
     The attribute `env_id` names the environment, `action_low` and `action_high` bound its actions. Other keys are not read.
     """
     with opened(path) as file:
-        stored = {key: file[key] for key in file if isinstance(file.get(key), h5py.Dataset)}
+        stored = {key: file[key] for key in file if isinstance(key, str) and isinstance(file.get(key), h5py.Dataset)}
         found = {field: stored[key] for field, key in pick(stored, str(path)).items()}
         for field, dataset in found.items():
             own(dataset, path, field)
         afford(str(path), sum(memory(dataset) for dataset in found.values()), limit_bytes)
-        columns = Columns(str(path), **{field: values(dataset, path) for field, dataset in found.items()})
+        columns = Columns(str(path), **{field: np.asarray(dataset[()]) for field, dataset in found.items()})
         columns.env_id = _text(file.attrs.get("env_id"))
         bounds = [file.attrs.get(key) for key in ("action_low", "action_high")]
         if all(bound is not None for bound in bounds) and columns.actions.dtype.kind == "f":
@@ -41,7 +41,9 @@ def opened(path: Path) -> Iterator[h5py.File]:
         with h5py.File(path, "r") as file:
             _search_links(file, path)
             yield file
-    except (OSError, RuntimeError) as error:
+    except DataError:
+        raise
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:  # all of which h5py raises for damaged files
         raise DataError(f"{path}: HDF5 cannot read it; the file is cut short or damaged ({error})") from error
 
 
@@ -60,23 +62,21 @@ def memory(dataset: h5py.Dataset) -> int:
     return max(cost(dataset.shape or (), dataset.dtype.itemsize), cost(dataset.chunks or (), dataset.dtype.itemsize))
 
 
-def values(dataset: h5py.Dataset, path: Path) -> np.ndarray:
-    try:
-        return np.asarray(dataset[()])
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"{path}: {dataset.name} cannot be read; the file is cut short or damaged ({error})") from error
-
-
 def _search_links(file: h5py.File, path: Path) -> None:
-    def visit(link: bytes, info: Any) -> None:
-        if info.type == h5py.h5l.TYPE_SOFT and link not in file.id:
-            raise DataError(f"{path}: the soft link {link.decode(errors='replace')!r} leads nowhere or in a circle")
-        if info.type not in (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT):
-            raise DataError(
-                f"{path}: {link.decode(errors='replace')!r} is a link to another file, which is not followed; copy the values into this one"
-            )
+    def bad(link: bytes, info: Any) -> str | None:  # what it returns ends the search
+        if info.type == h5py.h5l.TYPE_HARD:
+            return None
+        name = repr(link.decode(errors="replace"))
+        if info.type != h5py.h5l.TYPE_SOFT:
+            return f"{name} is a link to another file, which is not followed; copy the values into this one"
+        try:
+            found = h5py.h5o.exists_by_name(file.id, link)
+        except (OSError, RuntimeError):
+            found = False
+        return None if found else f"the soft link {name} leads nowhere or in a circle"
 
-    file.id.links.visit(visit, info=True)
+    if problem := file.id.links.visit(bad, info=True):
+        raise DataError(f"{path}: {problem}")
 
 
 def _text(value: Any) -> str | None:

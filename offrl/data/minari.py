@@ -139,7 +139,7 @@ def _read(main: Path, count: Any, limit_bytes: int | None) -> dict[str, np.ndarr
 def _series(file: h5py.File, main: Path, i: int, key: str) -> h5d.DatasetID:
     try:
         series = h5d.open(h5g.open(file.id, b"episode_%d" % i), key.encode())
-    except KeyError as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"{main}: episode {i} has no {key}; its writing was interrupted, or they are stored as a dictionary") from error
     plan = series.get_create_plist()
     if plan.get_layout() == h5d.VIRTUAL or plan.get_external_count() or series.dtype.kind not in "fiub":
