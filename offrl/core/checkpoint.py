@@ -263,7 +263,7 @@ def _empty(tree: Tree, path: str = "") -> list[str]:
 
 def _encode(tree: Tree, meta: dict[str, Any]) -> bytes:
     try:
-        flat = {key: torch.empty(leaf.shape, dtype=leaf.dtype).copy_(leaf.detach()) for key, leaf in flatten(tree).items()}
+        flat = {key: torch.empty(leaf.shape, dtype=leaf.dtype, device="cpu").copy_(leaf.detach()) for key, leaf in flatten(tree).items()}
         if "__metadata__" in flat:
             raise ValueError("'__metadata__' is a name that safetensors keeps for itself")
         # what is sealed is what a reader will parse
