@@ -4,7 +4,7 @@
 
 For each robot: `early` is a checkpoint short of medium, `medium` the one whose sampled policy scores nearest 40 (20 to 60 is
 required), and the last tier the best one, named `expert` from a score of 80 on and `trained` below. The weights go to
-`datasets/behaviors/` in float16; `datasets/manifest.yaml` is written anew with what the shipped files were measured to earn.
+`datasets/behaviors/`, matrices in float16; `datasets/manifest.yaml` is written anew with what the shipped files were measured to earn.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from offrl.envs.make import make
 from offrl.envs.scores import ROBOTS, normalize, reference
 
 ORDER = ("hopper", "halfcheetah", "walker2d")
+ALGORITHMS = {"squashed-gaussian": "SAC", "gaussian": "TRPO"}
 HEAD = """# Written by benchmarks/choose_behaviors.py: the datasets that `offrl data build` makes, and the policies that make them up.
 # Figures: `episodes` whole episodes of the shipped weights, actions sampled. Scores: 0 is D4RL's random policy, 100 its expert.
 """
@@ -58,11 +59,13 @@ def figures(source: str | pathlib.Path, env_id: str, episodes: int) -> dict[str,
     return {"episodes": episodes} | {k: round(float(v), 2) for k, v in entry.items()}
 
 
-def shipped(checkpoint: pathlib.Path, out: pathlib.Path) -> None:
+def shipped(checkpoint: pathlib.Path, out: pathlib.Path) -> str:
+    """Writes the weights as they ship; returns the algorithm that made them."""
     with safe_open(checkpoint, "np") as file:
-        tensors = {name: file.get_tensor(name).astype(np.float16) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        save_file(tensors, out, file.metadata())
+        tensors, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118 (not a mapping)
+    save_file({name: t.astype(np.float16) if t.ndim == 2 else t for name, t in tensors.items()}, out, about)
     out.chmod(0o644)
+    return ALGORITHMS[about["kind"]]
 
 
 def near(rows: list[dict[str, Any]], score: float) -> list[dict[str, Any]]:
@@ -79,9 +82,9 @@ def choose(robot: str, runs: pathlib.Path, out: pathlib.Path, episodes: int) -> 
         steps = row["steps"]
         if steps not in measured:
             trial = out / f".{robot}-{steps}.safetensors"
-            shipped(folder / f"{steps}.safetensors", trial)
+            algorithm = shipped(folder / f"{steps}.safetensors", trial)
             exact = returns(folder / f"{steps}.safetensors", env_id, episodes).mean()
-            measured[steps] = {"algorithm": "SAC", "steps": steps, **figures(trial, env_id, episodes)}
+            measured[steps] = {"algorithm": algorithm, "steps": steps, **figures(trial, env_id, episodes)}
             trial.unlink()
             print(robot, measured[steps], f"float32: {exact:.1f}", flush=True)
         return measured[steps]
@@ -107,10 +110,11 @@ def choose(robot: str, runs: pathlib.Path, out: pathlib.Path, episodes: int) -> 
 def recipes(robot: str, tiers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     env_id, last = f"{ROBOTS[robot]}-v5", list(tiers)[-1]
     grown = {
-        "medium": "a half-trained SAC policy",
-        "expert": "a trained SAC policy",
-        "trained": "SAC's best policy, short of an expert's score",
+        tier: f"{word} {entry['algorithm']} policy"
+        for (tier, entry), word in zip(tiers.items(), ("a", "an early", "a half-trained", "a trained"))
     }
+    if last == "trained":
+        grown[last] += ", the best of its training but short of an expert's score"
     mixes = {
         "random": ({"random": 1.0}, "Uniformly random actions."),
         "medium": ({"medium": 1.0}, f"Actions sampled from {grown['medium']}."),
