@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -83,21 +84,21 @@ def home_folder(variable: str, default: str) -> Path:
         raise DataError(f"there is no home folder for {default}; set {variable}") from error
 
 
-def available_memory() -> int | None:
-    """Bytes that can be allocated without swapping; None where the system does not say."""
+def budget(limit_bytes: int | None) -> tuple[float, str]:
+    """How many bytes may be allocated, and in what sense: as `limit_bytes` says, else the memory available where that is known."""
+    if limit_bytes is not None:
+        return limit_bytes, "allowed by limit_bytes"
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+        lines = []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), math.inf), "available"
 
 
-def afford(name: str, needed: int, limit: int | None) -> None:
-    """Raises DataError where `needed` bytes are more than `limit`, by default the available memory."""
-    kind = "available" if limit is None else "allowed by limit_bytes"
-    limit = available_memory() if limit is None else limit
-    if limit is not None and needed > limit:
-        raise DataError(f"{name}: its header claims {needed / 2**30:,.2f} GiB of arrays, and {limit / 2**30:,.2f} GiB are {kind}")
+def afford(name: str, needed: int, budget: tuple[float, str]) -> None:
+    """Raises DataError where `needed` bytes are more than the budget."""
+    if needed > budget[0]:
+        raise DataError(f"{name}: its header claims {needed / 2**30:,.2f} GiB of arrays, and {budget[0] / 2**30:,.2f} GiB are {budget[1]}")
 
 
 def cost(shape: tuple[int, ...], itemsize: int) -> int:

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from offrl.core.space import Box
-from offrl.data.columns import Columns, afford, cost, pick
+from offrl.data.columns import Columns, afford, budget, cost, pick
 from offrl.data.dataset import DataError
 
 
@@ -25,7 +25,7 @@ def read_hdf5(path: Path, limit_bytes: int | None = None) -> Columns:
         found = {field: stored[key] for field, key in pick(stored, str(path)).items()}
         for field, dataset in found.items():
             own(dataset, path, field)
-        afford(str(path), sum(memory(dataset) for dataset in found.values()), limit_bytes)
+        afford(str(path), sum(memory(dataset) for dataset in found.values()), budget(limit_bytes))
         columns = Columns(str(path), **{field: np.asarray(dataset[()]) for field, dataset in found.items()})
         columns.env_id = _text(file.attrs.get("env_id"))
         bounds = [file.attrs.get(key) for key in ("action_low", "action_high")]

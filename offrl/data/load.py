@@ -84,7 +84,7 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any], limit_bytes: int | 
     if isinstance(source, Mapping):
         arrays = {field: np.asarray(source[key]) for field, key in pick(source, "arrays").items()}
         return Columns("arrays", **arrays)
-    text = os.fspath(source)
+    text = os.fsdecode(source)
     if not text or "\0" in text:
         raise DataError(f"{text!r} names no dataset")
     if text in scores.d4rl():
@@ -162,18 +162,20 @@ def _read_file(path: Path, limit_bytes: int | None) -> Columns:
 
 
 def _minari_path(text: str) -> Path:
-    known = [*scores.d4rl(), *installed()]
+    from offrl.data.build import embedded
+
+    known = [*scores.d4rl(), *embedded(), *installed()]
     try:
         folder = minari_root() / check_id(text)
     except DataError as error:
-        raise DataError(f"{text!r} is no file and no dataset: {error}{_nearest(text, known)}") from None
+        raise DataError(f"{error}, and there is no such file{_nearest(text, known)}") from None
     if folder.is_dir():
         return folder
-    if text.startswith("offrl/"):
-        raise DataError(f"{text} is not built yet: `offrl data build {text}` puts it into {folder}{_nearest(text, known)}")
-    if "/" in text:
+    if text in embedded():
+        raise DataError(f"{text} is not built yet: `offrl data build {text}` puts it into {folder}")
+    if "/" in text and not text.startswith("offrl/"):
         raise DataError(f"{text} is not on this machine: `minari download {text}` puts it into {folder}{_nearest(text, known)}")
-    raise DataError(f"{text!r} is no file, no D4RL id and no Minari dataset in {folder.parent}{_nearest(text, known)}")
+    raise DataError(f"{text!r} is neither a file nor a known dataset, nor is it in {folder.parent}{_nearest(text, known)}")
 
 
 def installed() -> list[str]:

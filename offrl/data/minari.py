@@ -17,7 +17,7 @@ from h5py import h5d, h5g, h5s
 
 from offrl.core.space import Box, Discrete, Space
 from offrl.data import cache
-from offrl.data.columns import Columns, afford, cost, home_folder
+from offrl.data.columns import Columns, afford, budget, cost, home_folder
 from offrl.data.dataset import DataError
 from offrl.data.hdf5 import opened, own
 
@@ -56,12 +56,12 @@ def read_minari(folder: Path, limit_bytes: int | None = None) -> Columns:
     main = data / "main_data.hdf5"
     if not main.is_file():
         raise DataError(f"{folder}: no data/main_data.hdf5 in it; a folder whose writing was interrupted is not read")
-    kept = cache.entry(main)
+    kept, room = cache.entry(main), budget(limit_bytes)
     if kept is not None and kept.is_file():
-        afford(str(folder), kept.stat().st_size, limit_bytes)
+        afford(str(folder), kept.stat().st_size, room)
     arrays = cache.recall(main)
     if arrays is None:
-        arrays = _read(main, about.get("total_episodes"), limit_bytes)
+        arrays = _read(main, about.get("total_episodes"), room)
         cache.remember(main, arrays)
     dataset_id = about.get("dataset_id")
     scores = [float(s) if isinstance(s := about.get(key), int | float) else None for key in ("ref_min_score", "ref_max_score")]
@@ -110,19 +110,19 @@ def _env_id(about: dict[str, Any]) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _read(main: Path, count: Any, limit_bytes: int | None) -> dict[str, np.ndarray]:
+def _read(main: Path, count: Any, room: tuple[float, str]) -> dict[str, np.ndarray]:
     with opened(main) as file:
         if count != len(file) or not count:
             raise DataError(f"{main}: metadata.json counts {count} episodes, the file holds {len(file)}; its writing was interrupted")
         parts: dict[str, list[np.ndarray]] = {key: [] for key in SERIES}
         needed = 0
         for i in range(count):
-            episode = {key: _series(file, main, i, key) for key in SERIES}
-            steps = _steps(main, i, {key: series.shape for key, series in episode.items()})
-            needed += sum(cost(series.shape, series.dtype.itemsize) for series in episode.values())
-            afford(str(main), needed, limit_bytes)
-            for key, series in episode.items():
-                array = np.empty(series.shape, series.dtype)
+            episode = _episode(file, main, i)
+            steps = _steps(main, i, {key: series.shape for key, (series, _) in episode.items()})
+            needed += sum(cost(series.shape, dtype.itemsize) for series, dtype in episode.values())
+            afford(str(main), needed, room)
+            for key, (series, dtype) in episode.items():
+                array = np.empty(series.shape, dtype)
                 series.read(h5s.ALL, h5s.ALL, array)
                 array = array.reshape(len(array), -1) if key == "observations" or array.ndim > 2 else array
                 if parts[key] and parts[key][0].shape[1:] != array.shape[1:]:
@@ -136,15 +136,21 @@ def _read(main: Path, count: Any, limit_bytes: int | None) -> dict[str, np.ndarr
     return _columns(parts)
 
 
-def _series(file: h5py.File, main: Path, i: int, key: str) -> h5d.DatasetID:
+def _episode(file: h5py.File, main: Path, i: int) -> dict[str, tuple[h5d.DatasetID, np.dtype]]:
+    """Its series and their types, none of it stored in another file. Low-level calls: short episodes cost nothing but calls."""
+    found, missing = {}, "group"
     try:
-        series = h5d.open(h5g.open(file.id, b"episode_%d" % i), key.encode())
+        group = h5g.open(file.id, b"episode_%d" % i)
+        for missing in SERIES:
+            series = h5d.open(group, missing.encode())
+            found[missing] = (series, series.dtype)
     except (KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{main}: episode {i} has no {key}; its writing was interrupted, or they are stored as a dictionary") from error
-    plan = series.get_create_plist()
-    if plan.get_layout() == h5d.VIRTUAL or plan.get_external_count() or series.dtype.kind not in "fiub":
-        own(h5py.Dataset(series), main, f"{key} of episode {i}")
-    return series
+        raise DataError(f"{main}: episode {i} has no {missing}; its writing was interrupted, or they are stored as a dictionary") from error
+    for key, (series, dtype) in found.items():
+        plan = series.get_create_plist()
+        if plan.get_layout() == h5d.VIRTUAL or plan.get_external_count() or dtype.kind not in "fiub":
+            own(h5py.Dataset(series), main, f"{key} of episode {i}")
+    return found
 
 
 def _steps(main: Path, i: int, shapes: dict[str, tuple[int, ...]]) -> int:

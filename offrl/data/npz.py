@@ -9,7 +9,7 @@ from typing import IO
 
 from numpy.lib import format as npy
 
-from offrl.data.columns import Columns, afford, cost, pick
+from offrl.data.columns import Columns, afford, budget, cost, pick
 from offrl.data.dataset import DataError
 
 
@@ -23,7 +23,7 @@ def read_npz(path: Path, limit_bytes: int | None = None) -> Columns:
             for field, info in found.items():
                 with archive.open(info) as member:
                     needed += cost(*_header(member, f"{path}: {field}"))
-            afford(str(path), needed, limit_bytes)
+            afford(str(path), needed, budget(limit_bytes))
             arrays = {}
             for field, info in found.items():
                 with archive.open(info) as member:

@@ -184,7 +184,7 @@ def test_minari_files_are_watched_alike(tmp_path):
     with h5py.File(path / "data/main_data.hdf5", "a") as file:
         del file["episode_2"]
         file["episode_2"] = np.zeros(3)
-    with pytest.raises(DataError, match="episode 2 has no observations"):
+    with pytest.raises(DataError, match="episode 2 has no group"):
         load_dataset(path)
 
 
