@@ -100,14 +100,9 @@ def _rows(severity: str, field: str, rows: np.ndarray, what: str, advice: str) -
         yield Finding(severity, field, int(rows.sum()), int(rows.argmax()), what, advice)
 
 
-def _flag(column: np.ndarray | None, n: int) -> np.ndarray:
-    return np.zeros(n, bool) if column is None else np.nan_to_num(column.reshape(n, -1)[:, 0]) != 0
-
-
 def _ends(columns: Columns) -> np.ndarray:
     """(N,) bool: the last row of each episode."""
-    n = len(columns)
-    ends = _flag(columns.terminals, n) | _flag(columns.timeouts, n)
+    ends = columns.flag("terminals") | columns.flag("timeouts")
     ends = ends if columns.ends is None else ends | columns.ends
     ends[-1] = True
     return ends
@@ -121,22 +116,17 @@ def _numbers(columns: Columns) -> Iterator[Finding]:
 
 
 def _flags(columns: Columns) -> Iterator[Finding]:
-    n = len(columns)
     for field, column in (("terminals", columns.terminals), ("timeouts", columns.timeouts)):
         if column is not None:
-            odd = ~np.isin(np.nan_to_num(column), (0, 1)).reshape(n, -1).all(axis=1)
+            odd = ~np.isin(np.nan_to_num(column), (0, 1)).reshape(len(columns))
             yield from _rows("error", field, odd, "flags other than 0 and 1", "a flag says whether the episode ended at this row")
-            if column.size != n:
-                yield Finding(
-                    "error", field, n, 0, f"{column.size // n} flags a row", "one flag a row says whether the episode ended there"
-                )
-    both = _flag(columns.terminals, n) & _flag(columns.timeouts, n)
-    yield from _rows("note", "timeouts", both, "both flags on one row", "taken as a true end: nothing is bootstrapped through it")
+    both = columns.flag("terminals") & columns.flag("timeouts")
+    yield from _rows("note", "timeouts", both, "both flags on one row", "taken as a true end, except that d4rl semantics drop the row")
 
 
 def _episodes(columns: Columns) -> Iterator[Finding]:
     n = len(columns)
-    flagged = _flag(columns.terminals, n) | _flag(columns.timeouts, n)
+    flagged = columns.flag("terminals") | columns.flag("timeouts")
     if columns.ends is not None:
         yield from _rows(
             "warning", "timeouts", unflagged(columns), "episodes end without a flag", "taken as cut off; set the flag that applies"
@@ -148,9 +138,8 @@ def _episodes(columns: Columns) -> Iterator[Finding]:
         what = "no timeouts: only true ends part the episodes"
         yield Finding("warning", "timeouts", n, None, what, "add timeouts where an episode was cut, or give the d4rl semantics an env_id")
     elif not flagged[-1]:
-        what = "the last episode is open" + (
-            "" if columns.next_observations is not None else ": its last row has no successor and is not used"
-        )
+        unused = ": its last row has no successor and is not used" if columns.next_observations is None else ""
+        what = f"the last episode is open{unused}"
         yield Finding("note", "timeouts", 1, n - 1, what, "set timeouts on the last row if the recording stopped there")
     ends = _ends(columns)
     single = ends & np.append(True, ends[:-1])
@@ -160,8 +149,7 @@ def _episodes(columns: Columns) -> Iterator[Finding]:
 
 
 def _observations(columns: Columns) -> Iterator[Finding]:
-    observations = columns.observations.reshape(len(columns), -1)
-    constant = np.flatnonzero((observations == observations[0]).all(axis=0))
+    constant = np.flatnonzero((columns.observations == columns.observations[0]).all(axis=0))
     if len(constant) and len(columns) > 1:
         listed = ", ".join(map(str, constant[:10])) + (", ..." if len(constant) > 10 else "")
         yield Finding(
@@ -205,12 +193,10 @@ def _rewards(columns: Columns) -> Iterator[Finding]:
 
 
 def _successors(columns: Columns) -> Iterator[Finding]:
-    if columns.next_observations is not None and columns.next_observations.shape == columns.observations.shape:
+    if columns.next_observations is not None:
         differ = (columns.next_observations[:-1] != columns.observations[1:]).any(axis=1) & ~_ends(columns)[:-1]
-        what, advice = (
-            "stored next observations that are not the row below, inside an episode",
-            "an unmarked end, or rows left out? Kept as stored",
-        )
+        what = "stored next observations that are not the row below, inside an episode"
+        advice = "an unmarked end, or rows left out? Kept as stored"
         yield from _rows("warning", "next_observations", differ, what, advice)
 
 

@@ -57,6 +57,11 @@ class Columns:
         """The stored columns that are there, under D4RL's names."""
         return ((field, getattr(self, field)) for field in FIELDS if getattr(self, field) is not None)
 
+    def flag(self, field: str) -> np.ndarray:
+        """(N,) bool of `terminals` or `timeouts`; NaN counts as set, a missing column as never."""
+        column = getattr(self, field)
+        return np.zeros(len(self), bool) if column is None else column.reshape(len(self)) != 0
+
 
 def pick(keys: Iterable[str], name: str) -> dict[str, str]:
     """Which of a file's `keys` holds each field. Raises DataError naming what is missing, what is there and what is near."""
@@ -110,13 +115,17 @@ def cost(shape: tuple[int, ...], itemsize: int) -> int:
 
 
 def checked(columns: Columns) -> Columns:
-    """The same with real numbers in float32; raises DataError naming each field of another kind or length."""
+    """The same with real numbers in float32; raises DataError naming each field of another kind, length or shape."""
     n, changed, wrong = len(columns), {}, []
     for field, column in columns.fields():
         if column.dtype.kind not in "fiub":
             wrong.append(f"{field} must be numbers, not {column.dtype}")
         elif column.ndim == 0 or len(column) != n:
             wrong.append(f"{field} has {len(column) if column.ndim else 'no'} rows, observations have {n}")
+        elif field in ("terminals", "timeouts") and column.size != n:
+            wrong.append(f"{field} must be one flag a row, not {column.shape}")
+        elif field in ("observations", "next_observations") and (column.ndim != 2 or column.shape != columns.observations.shape):
+            wrong.append(f"{field} must have shape (N, size), and both kinds of observations the same one, not {column.shape}")
         elif column.dtype.kind == "f" or field in ("observations", "next_observations"):
             with np.errstate(over="ignore"):
                 changed[field] = np.ascontiguousarray(column, np.float32)
@@ -129,8 +138,7 @@ def unflagged(columns: Columns) -> np.ndarray:
     """(N,) bool: rows that end an episode of theirs with neither flag set; all False where only flags tell."""
     if columns.ends is None:
         return np.zeros(len(columns), bool)
-    flags = [column.reshape(len(columns), -1).any(axis=1) for column in (columns.terminals, columns.timeouts) if column is not None]
-    return columns.ends & ~np.any(flags, axis=0)
+    return columns.ends & ~columns.flag("terminals") & ~columns.flag("timeouts")
 
 
 def bad_rows(columns: Columns) -> dict[str, np.ndarray]:
@@ -186,6 +194,9 @@ def to_dataset(columns: Columns, keep_bad: bool = False) -> Dataset:
         if dataset.episodes != len(columns.last_obs):
             raise DataError(f"{columns.name}: {dataset.episodes} episodes end by their flags, {len(columns.last_obs)} are stored")
         dataset = replace(dataset, last_obs=columns.last_obs, last_known=np.ones(dataset.episodes, bool))
+    if keep_bad and (following := stored.get("next_observations")) is not None:
+        last = dataset.starts[1:] - 1
+        dataset = replace(dataset, last_obs=following[last], next_obs=None if dataset.next_obs is None else following)
     if keep_bad:
         float_actions = {"action": stored["actions"].reshape(dataset.action.shape)} if dataset.action.dtype.kind == "f" else {}
         dataset = replace(dataset, obs=stored["observations"], reward=stored["rewards"].reshape(dataset.reward.shape), **float_actions)

@@ -36,9 +36,12 @@ def qlearning(columns: Columns) -> Columns:
         raise DataError(
             f"{columns.name}: semantics 'd4rl' belongs to D4RL's flat files; this source stores whole episodes, read it as 'strict'"
         )
-    terminals = columns.terminals.reshape(len(columns), -1).any(axis=1)
+    for field, column in columns.fields():
+        if field in ("terminals", "timeouts") and not np.isin(np.nan_to_num(column), (0, 1)).all():
+            raise DataError(f"{columns.name}: {field} must be one 0 or 1 a row, not values up to {np.nanmax(column):g}")
+    terminals = columns.flag("terminals")
     if columns.timeouts is not None:
-        final = columns.timeouts.reshape(len(columns), -1).any(axis=1)
+        final = columns.flag("timeouts")
     else:
         limit = max_steps(columns.dataset_id) or max_steps(columns.env_id)
         if limit is None:

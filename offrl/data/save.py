@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 import warnings
@@ -110,6 +111,8 @@ def _write_episodes(dataset: Dataset, path: Path) -> tuple[int, int]:
     lengths = dataset.lengths - (~dataset.last_known & ~dataset.terminated[last])
     if cut := int((lengths < dataset.lengths).sum()):
         warnings.warn(f"{cut} episodes lose their last row, whose next observation is not known", stacklevel=3)
+    if not lengths.any():
+        raise DataError("no row has a known next observation, and Minari stores the one after the last step of each episode")
     columns = dict(zip(SERIES[1:], (dataset.action, dataset.reward, dataset.terminated, dataset.truncated), strict=True))
     types = {dtype: h5t.py_create(dtype, logical=True) for dtype in {c.dtype for c in columns.values()} | {dataset.obs.dtype}}
     plan, scalar, written = h5p.create(h5p.DATASET_CREATE), h5s.create(h5s.SCALAR), 0
@@ -127,12 +130,8 @@ def _write_episodes(dataset: Dataset, path: Path) -> tuple[int, int]:
             group = h5g.create(file.id, b"episode_%d" % written)
             for name, value in (("id", written), ("total_steps", length)):
                 h5a.create(group, name.encode(), h5t.NATIVE_INT64, scalar).write(np.asarray(value, np.int64), h5t.NATIVE_INT64)
-            whole = length == dataset.lengths[e]
-            put(
-                group,
-                "observations",
-                np.concatenate([dataset.obs[start:stop], dataset.last_obs[e : e + 1] if whole else dataset.obs[stop : stop + 1]]),
-            )
+            after = dataset.last_obs[e : e + 1] if length == dataset.lengths[e] else dataset.obs[stop : stop + 1]
+            put(group, "observations", np.concatenate([dataset.obs[start:stop], after]))
             for name, column in columns.items():
                 put(group, name, np.ascontiguousarray(column[start:stop]))
             h5g.create(group, b"infos")
@@ -174,7 +173,12 @@ def _folder(target: Path, root: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             target.rename(temporary / "old")
-        (temporary / "new").rename(target)
+        try:
+            (temporary / "new").rename(target)
+        except OSError:
+            if (temporary / "old").exists():
+                (temporary / "old").rename(target)
+            raise
         _sync(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -186,9 +190,7 @@ def _file(path: Path, overwrite: bool) -> Iterator[Path]:
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} is there already; overwrite=True replaces it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".offrl-", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".offrl-{secrets.token_hex(8)}.tmp")  # not mkstemp's, which nobody else may read
     try:
         yield temporary
         _sync(temporary)

@@ -49,7 +49,7 @@ def test_clean_data_has_no_findings():
         ("rewards", lambda c: put(1e300, 2)(c.astype(np.float64)), ("error", "rewards", 1, 2), "NaN or infinity"),  # infinite in float32
         ("terminals", lambda c: put(np.nan, 7)(c.astype(float)), ("error", "terminals", 1, 7), "NaN or infinity"),
         ("terminals", lambda c: put(3, 1)(c.astype(int)), ("error", "terminals", 1, 1), "other than 0 and 1"),
-        ("timeouts", lambda c: np.stack([c, c], 1), ("error", "timeouts", 12, 0), "2 flags a row"),
+        ("timeouts", lambda c: np.stack([c, c], 1), ("error", "file", 1, None), "timeouts must be one flag a row, not (12, 2)"),
         ("timeouts", put(True, 6), ("note", "timeouts", 1, 6), "both flags"),
         ("timeouts", put(False, 11), ("note", "timeouts", 1, 11), "last episode is open: its last row has no successor"),
         ("timeouts", put(True, 7), ("warning", "terminals", 1, 7), "one step"),

@@ -161,6 +161,12 @@ def test_both_flags_on_a_row_end_the_task_under_strict():
     assert len(load_dataset(arrays(4, terminals=flag, timeouts=flag), semantics="d4rl")) == 2  # there the time limit wins
 
 
+@pytest.mark.parametrize("semantics", ["strict", "d4rl"])
+def test_flags_are_zero_or_one(semantics):
+    with pytest.raises(DataError, match="terminals must be one 0 or 1"):
+        load_dataset(arrays(4, terminals=np.array([0, 2, 0, 0])), semantics=semantics)
+
+
 def test_env_id_selects_scores_and_bounds(tmp_path):
     path = write(tmp_path / "a.hdf5", attrs={"env_id": "Walker2d-v5"}, **arrays(4))
     spec = load_dataset(path).spec

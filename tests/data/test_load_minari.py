@@ -149,6 +149,22 @@ def test_saving_refuses_what_minari_cannot_hold(tmp_path):
     )
 
 
+def test_a_failed_replacement_leaves_the_old_dataset(tmp_path, monkeypatch):
+    path = save_minari(episodes(), "ns/x-v0", env_spec_json=None, metadata={})
+    rename = type(path).rename
+
+    def fail(self, target):
+        if self.name == "new":
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(type(path), "rename", fail)
+    with pytest.raises(OSError, match="No space"):
+        save_minari(episodes(seed=1), "ns/x-v0", env_spec_json=None, metadata={}, overwrite=True)
+    assert load_dataset(path).fingerprint == episodes().fingerprint
+    assert sorted(p.name for p in (tmp_path / "minari").iterdir()) == ["ns"]
+
+
 def test_an_episode_without_its_last_observation_loses_a_row():
     data = replace(episodes((3, 1, 4), "uut"), last_known=np.array([False, False, False]))
     with pytest.warns(UserWarning, match="2 episodes lose their last row"):
@@ -158,6 +174,8 @@ def test_an_episode_without_its_last_observation_loses_a_row():
     assert loaded.lengths.tolist() == [2, 4]
     np.testing.assert_array_equal(loaded.last_obs[0], data.obs[2])
     np.testing.assert_array_equal(loaded.transitions().next_obs[:-1], data.transitions().next_obs[:-1])
+    with pytest.warns(UserWarning, match="lose their last row"), pytest.raises(DataError, match="no row has a known next"):
+        save_minari(data.subset([1]), "ns/y-v0", env_spec_json=None, metadata={})
 
 
 def test_an_episode_without_an_end_flag_is_reported_and_bootstraps():

@@ -154,3 +154,5 @@ def test_saving_replaces_only_when_asked_and_whole(save, tmp_path, monkeypatch):
     assert load_dataset(path).fingerprint == first.fingerprint and [p.name for p in path.parent.iterdir()] == ["a.bin"]
     save(second, path, overwrite=True)
     assert load_dataset(path).fingerprint == second.fingerprint
+    (path.parent / "plain").touch()
+    assert path.stat().st_mode == (path.parent / "plain").stat().st_mode
