@@ -1,0 +1,113 @@
+"""The offline table: every agent on every dataset, several seeds, resumable; `--card` makes cards/offline.md from what is done.
+
+    python benchmarks/offline.py --data hopper-medium=hopper-medium-n200000-s0.hdf5 --data offrl/walker2d-mixed-v0 --agents bc td3bc iql
+    python benchmarks/offline.py --card
+
+A dataset is an id, or NAME=PATH. Runs go to runs/benchmarks, `--workers` at a time in processes of one thread; what a run found is
+kept in results/offline/AGENT--DATASET--SEED.json with its learning curve, versions and commit. The same command again goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from offrl.envs.scores import normalize
+from offrl.stats import mean_ci
+from offrl.train.report import summary
+
+HERE = pathlib.Path(__file__).parent
+RESULTS = HERE / "results" / "offline"
+STEPS = {"a2pr": 30_000}
+SEEDS = {"a2pr": 2}
+
+
+def result_file(agent: str, name: str, seed: int, tag: str) -> pathlib.Path:
+    return RESULTS / f"{agent}{tag}--{name.replace('/', '-')}--{seed}.json"
+
+
+def run(agent: str, name: str, source: str, seed: int, steps: int, tag: str, flags: list[str]) -> None:
+    """Train one seed in a process of its own, or go on with it, and keep what it found."""
+    file = result_file(agent, name, seed, tag)
+    if file.exists() and json.loads(file.read_text())["result"]["step"] >= steps:
+        return
+    command = [sys.executable, "-m", "offrl", "train", agent, source, "--seeds", str(seed), "--steps", str(steps)]
+    command += ["--runs", "runs/benchmarks", "--eval-every", "5000", "--checkpoint-every", "5000", *flags]
+    start = time.time()
+    done = subprocess.run(command, capture_output=True, text=True)
+    folder = next((line.removeprefix("run: ") for line in done.stdout.splitlines() if line.startswith("run: ")), None)
+    if folder is None:
+        print(f"{agent} {name} {seed}: {done.stdout[-500:]}{done.stderr[-800:]}", file=sys.stderr, flush=True)
+        return
+    found = summary(pathlib.Path(folder)) | {"dataset": name, "seconds": round(time.time() - start), "commit": commit()}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(found, indent=1))
+    estimate = found["result"].get("score", found["result"]["return"])
+    print(f"{agent}{tag} {name} seed {seed}: {estimate['mean']:.1f} after {steps} steps, {found['seconds']} s", flush=True)
+
+
+def commit() -> str:
+    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
+
+
+def card() -> str:
+    """The table, in Markdown: last and mean of the last evaluations, never the best one."""
+    found = [json.loads(path.read_text()) | {"label": path.name.split("--")[0]} for path in sorted(RESULTS.glob("*.json"))]
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for each in found:
+        groups.setdefault((each["dataset"], each["label"]), []).append(each)
+    rows = ["| dataset | env | agent | updates | seeds | final score, mean (95 % interval over seeds) | each seed | mean of the last evaluations | data |"]
+    rows.append("|---|---|---|---|---|---|---|---|---|")
+    for (dataset, label), runs in sorted(groups.items()):
+        finals = [each["result"]["score"]["mean"] for each in runs]
+        late = [np.mean([row["eval/normalized_score_mean"] for row in each["curve"][-5:]]) for each in runs]
+        mean, low, high = mean_ci(finals)
+        spec = runs[0]["about"]["spec"]
+        data = float(normalize([runs[0]["about"]["data"]["return_mean"]], spec["ref_min"], spec["ref_max"])[0])
+        interval = f" ({low:.1f} to {high:.1f})" if len(runs) > 1 else ""
+        steps = min(each["result"]["step"] for each in runs)
+        cells = [dataset, runs[0]["result"]["env"], label, f"{steps:,}", len(runs), f"**{mean:.1f}**{interval}"]
+        cells += [", ".join(f"{value:.1f}" for value in finals), f"{np.mean(late):.1f}", f"{data:.1f}"]
+        rows.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def write_card() -> None:
+    path = HERE / "cards" / "offline.md"
+    before, mark, _ = path.read_text().partition("<!-- table -->\n") if path.exists() else ("", "<!-- table -->\n", "")
+    path.write_text(before + (mark or "<!-- table -->\n") + card())
+    print(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", action="append", default=[], help="an id, or NAME=PATH")
+    parser.add_argument("--agents", nargs="+", default=["bc", "td3bc", "iql", "a2pr"])
+    parser.add_argument("--seeds", type=int, help="seeds an agent; 3, for a2pr 2")
+    parser.add_argument("--steps", type=int, help="updates; 50,000, for a2pr 30,000")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--tag", default="", help="a suffix to the agents' names, for runs with other flags")
+    parser.add_argument("--flags", default="", help="further flags of offrl train, in one string")
+    parser.add_argument("--card", action="store_true", help="only write the card")
+    args = parser.parse_args()
+    jobs = []
+    for agent in args.agents:
+        for data in args.data:
+            name, _, path = data.partition("=")
+            for seed in range(args.seeds or SEEDS.get(agent, 3)):
+                jobs.append((agent, name, path or name, seed, args.steps or STEPS.get(agent, 50_000), args.tag, args.flags.split()))
+    if not args.card:
+        with ThreadPoolExecutor(args.workers) as pool:
+            list(pool.map(lambda job: run(*job), jobs))
+    write_card()
+
+
+if __name__ == "__main__":
+    main()
