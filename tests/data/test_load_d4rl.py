@@ -60,14 +60,7 @@ def literal(data: dict[str, np.ndarray], limit: int) -> dict[str, np.ndarray]:
     stored=st.booleans(),
     limit=st.integers(1, 7),
 )
-def test_d4rl_semantics_equal_its_own_loop(
-    flags,
-    rare,
-    with_timeouts,
-    column,
-    stored,
-    limit,
-):
+def test_d4rl_semantics_equal_its_own_loop(flags, rare, with_timeouts, column, stored, limit):
     n = len(flags)
     terminals, timeouts = (np.array(flag) & (np.arange(n) % rare == 0) for flag in zip(*flags, strict=True))
     data = arrays(n, terminals=terminals, timeouts=timeouts)
@@ -98,6 +91,7 @@ def test_d4rl_semantics_equal_its_own_loop(
     np.testing.assert_array_equal(dataset.terminated, expected["terminals"])
     kept = np.flatnonzero((data["observations"][:-1, None] == expected["observations"][None]).all(-1).any(1))
     breaks = np.flatnonzero(np.diff(kept) > 1)
+    assert not (dataset.terminated & dataset.truncated).any()
     assert set(breaks + 1) <= set(dataset.starts.tolist())  # rows that were apart in the file share no episode
 
 

@@ -127,9 +127,8 @@ def test_what_is_saved_trains_alike(save, data, tmp_path_factory):
     np.testing.assert_array_equal(got.next_obs[bootstraps], want.next_obs[bootstraps])
     if save is save_d4rl:
         assert loaded.spec.env_id == "Mine-v0"
-    batch, other = (d.transitions(["mc_return"], gamma=1.0) for d in (original, loaded))
-    if original.last_known.all():  # no episode lost a row: the borders are the same
-        np.testing.assert_array_equal(other.mc_return, batch.mc_return)
+    lost = ~original.last_known & ~original.terminated[original.starts[1:] - 1] & original.last_known.any()
+    assert loaded.lengths.tolist() == [k for k in original.lengths - lost if k]
 
 
 def test_the_saved_file_says_what_it_is(tmp_path):

@@ -125,6 +125,15 @@ def test_a_flipped_byte_in_the_data_is_noticed(tmp_path, kind):
         load_dataset(source)
 
 
+def test_a_changed_header_is_noticed(tmp_path):
+    np.savez(tmp_path / "a.npz", **arrays(4000))
+    content = (tmp_path / "a.npz").read_bytes()
+    assert content.count(b"(4000, 3)") == 1
+    (tmp_path / "a.npz").write_bytes(content.replace(b"(4000, 3)", b"(4000, 2)"))
+    with pytest.raises(DataError, match="damaged"):
+        load_dataset(tmp_path / "a.npz")
+
+
 def test_links_out_of_the_file_are_not_followed(tmp_path):
     secret = hdf5(tmp_path / "secret.hdf5", **arrays())
     path = hdf5(tmp_path / "a.hdf5", **{k: v for k, v in arrays().items() if k != "rewards"})
