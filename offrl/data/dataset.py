@@ -113,7 +113,8 @@ class Dataset:
         return sum(column.nbytes for column in self._columns())
 
     def _columns(self) -> Iterator[np.ndarray]:
-        columns = (self.obs, self.action, self.reward, self.terminated, self.truncated, self.starts, self.last_obs, self.last_known, self.next_obs)
+        rows = (self.obs, self.action, self.reward, self.terminated, self.truncated)
+        columns = (*rows, self.starts, self.last_obs, self.last_known, self.next_obs)
         return (column for column in columns if column is not None)
 
     @cached_property
@@ -159,7 +160,9 @@ class Dataset:
         following = self.full_next_obs()
         optional: dict[str, np.ndarray] = {}
         if "next_action" in needs:
-            optional["next_action"] = np.concatenate([self.action[1:], self.action[-1:]])
+            following_action = np.concatenate([self.action[1:], self.action[-1:]])
+            following_action[last] = self.action[last]  # masked where the episode terminated, left out where it did not
+            optional["next_action"] = following_action
             keep[last[~self.terminated[last]]] = False
         if "mc_return" in needs:
             if gamma is None:
@@ -172,11 +175,10 @@ class Dataset:
 
     def _discounted(self, gamma: float) -> np.ndarray:
         result = self.reward.astype(np.float64)
-        ends = np.zeros(len(self), bool)
-        ends[self.starts[1:] - 1] = True
-        for i in range(len(self) - 2, -1, -1):
-            if not ends[i]:
-                result[i] += gamma * result[i + 1]
+        last = self.starts[1:] - 1
+        for back in range(1, int(self.lengths.max())):  # all episodes at once, from their ends
+            rows = last[self.lengths > back] - back
+            result[rows] += gamma * result[rows + 1]
         return result.astype(np.float32)
 
     def windows(self, length: int, stride: int = 1) -> np.ndarray:
