@@ -51,8 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. 0: done; 1: refused; 2: a wrong call; 75: stopped by a signal, and saved; 76: the training diverged."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     torch.set_num_threads(1)  # two threads collapse when another process holds a core
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.reconfigure(errors="backslashreplace")  # paths may be other than UTF-8
     try:
-        return _run(arguments)
+        try:
+            return _run(arguments)
+        finally:
+            out.file.flush()
     except Interrupted as error:
         err.print(str(error))
         return EXIT_INTERRUPTED

@@ -63,7 +63,7 @@ def train(arguments: Sequence[str]) -> None:
     seeds = parse_seeds(args.seeds)
     on_gpu = args.config.device.startswith("cuda") or (args.config.device == "auto" and torch.cuda.is_available())
     how = ("stacked" if on_gpu else "processes") if args.how == "auto" else args.how
-    options = {"runs": args.runs, "fresh": args.fresh, "on_bad": args.on_bad, "semantics": args.semantics, "action_space": args.action_space}
+    options = {name: getattr(args, name) for name in ("runs", "fresh", "on_bad", "semantics", "action_space")}
     with bars() as progress:
         bar = reporter(progress, f"{recipe} seed")
         if len(seeds) > 1 and how == "processes":

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from offrl.core.checkpoint import printable
 from offrl.core.log import read
 from offrl.envs.scores import normalize
 from offrl.train.run import read_json
@@ -57,7 +58,8 @@ def plot(folders: list[Path], path: Path) -> Path:
     if (mean := about["data"]["return_mean"]) is not None:
         level = float(normalize([mean], spec["ref_min"], spec["ref_max"])[0]) if scored else mean
         axes.axhline(level, color="grey", linestyle="--", label="the data's mean")
-    axes.set(xlabel="gradient steps", ylabel=label, title=f"{about['recipe']} on {about['data']['name']}")
+    axes.set(xlabel="gradient steps", ylabel=label)
+    axes.set_title(f"{about['recipe']} on {printable(about['data']['name'])}", parse_math=False)
     axes.legend()
     figure.savefig(path, dpi=120)
     return path
