@@ -59,6 +59,8 @@ class Config(Generic[A]):
     """Episodes of the evaluation at the end."""
     checkpoint_every: Annotated[int, Range(1)] = 10_000
     """Gradient steps between checkpoints."""
+    skip_nonfinite: Annotated[int, Range(0)] = 0
+    """Updates that may be left out because a loss or a gradient was not finite; 0: the first ends the run."""
     mode: Literal["auto", "eager", "compile", "cudagraph"] = "auto"
     """How updates run; auto picks by device and length."""
     device: str = "auto"
@@ -194,8 +196,7 @@ class Session:
                 opened.enter_context(run)
             interrupt = opened.enter_context(Interrupt())
             state, start = self._resume()
-            if start < self.steps:
-                self._train(state, start, interrupt, progress)
+            self._train(state, start, interrupt, progress)
             return [run.folder for run in self.runs]
 
     def _resume(self):
@@ -213,11 +214,18 @@ class Session:
             if each is not None:
                 check_meta(each.meta, run.meta)
                 state = restore(each.tree, state)
+            if self.config.skip_nonfinite:
+                state["skipped"] = torch.tensor(each.meta.get("skipped", 0) if each else 0)
             run.log.truncate(start)
             states.append(state)
-        if start >= self.steps and all((run.folder / "result.json").exists() or self.env is None for run in self.runs):
+        if start >= self.steps and all(self._evaluated(run, start) for run in self.runs):
             raise RunError(f"{self.runs[0].folder} is finished at step {start}; --fresh trains it anew, more --steps go on from there")
         return states, start
+
+    def _evaluated(self, run: Run, step: int) -> bool:
+        """Whether nothing is left to be done at the end: a kill may have fallen into the last evaluation."""
+        path = run.folder / "result.json"
+        return self.env is None or (path.exists() and read_json(path)["step"] == step)
 
     def _mode(self, start: int) -> str:
         """The mode asked for, or the one in which the run began: only within one mode are results equal bit for bit."""
@@ -238,8 +246,8 @@ class Session:
         state = stack(states) if self.stacked else states[0]
         state = hooks.tree_map(lambda leaf: leaf.to(self.device), state)
         source = recipe_module(self.recipe).source(agent, self.data, c, self.seeds if self.stacked else self.seeds[0], self.device)
-        save = hooks.checkpoint_hook(self.runs, self.stacked)
-        each = [(c.log_every, hooks.log_hook(self.runs, self.stacked, start))]
+        save = hooks.checkpoint_hook(self.runs, self.stacked, c.skip_nonfinite)
+        each = [(c.log_every, hooks.log_hook(self.runs, self.stacked, start, c.skip_nonfinite))]
         if self.env is not None and c.eval_episodes:
             each.append((c.eval_every, hooks.evaluate_hook(agent, self.runs, self.stacked, self.env, c.eval_episodes)))
         each += [(c.checkpoint_every, save), (agent.period, hooks.stop_hook(interrupt, save))]
@@ -251,7 +259,7 @@ class Session:
         if self.env is not None:
             for run, own in hooks.per_seed(self.runs, state, self.stacked):
                 played = hooks.evaluate_state(agent, own, self.env, c.final_episodes, seed=FINAL_SEED)
-                write_json(run.folder / "result.json", result(played, self.data.spec, self.env, self.steps))
+                write_json(run.folder / "result.json", result(played, self.data.spec, self.env, max(start, self.steps)))
 
 
 def result(played: Any, spec: Any, env: str, step: int) -> dict[str, Any]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves
 
-from offrl.core.tree import tree_map
+from offrl.core.tree import flatten, tree_map
 from offrl.core.types import Transitions
 
 MODES = ("eager", "compile", "cudagraph")
@@ -40,6 +41,22 @@ def accelerate(
     if mode != "eager":
         update = torch.compile(update, fullgraph=True, dynamic=False, backend=backend)
     return Captured(update) if mode == "cudagraph" else torch.no_grad()(update)
+
+
+def skipping(update: Callable[..., Any]) -> Callable[..., Any]:
+    """The update with the old state in the place of a new one that is not finite, or whose metrics are not.
+
+    The state has an entry more, `skipped`, in which such updates are counted; the metric `update/skipped` shows it.
+    """
+
+    def skip(state, batches, noise):
+        old = {key: tree for key, tree in state.items() if key != "skipped"}
+        new, metrics = update(old, batches, noise)
+        sound = torch.stack([torch.isfinite(leaf).all() for leaf in (*metrics.values(), *flatten(new).values())]).all()
+        skipped = state["skipped"] + ~sound
+        return tree_map(partial(torch.where, sound), new, old) | {"skipped": skipped}, metrics | {"update/skipped": skipped}
+
+    return skip
 
 
 def best_mode(device: str | torch.device, updates: int) -> tuple[str, str]:

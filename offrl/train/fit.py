@@ -10,7 +10,7 @@ import torch
 from offrl.core.rng import Noise
 from offrl.core.tree import flatten, tree_map
 from offrl.core.types import Agent, Metrics, Source, State
-from offrl.train.accelerate import accelerate
+from offrl.train.accelerate import accelerate, skipping
 
 Hook = Callable[[int, State, Metrics], None]  # (gradient steps done, state, the last update's metrics)
 
@@ -30,12 +30,14 @@ def fit(
     """Train from gradient step `start` to `steps` (rounded up to a whole update) and return the new state.
 
     seeds: one seed, or several for a state and a source with a leading axis of seeds. hooks: (every, hook) pairs, a
-    hook being called whenever another `every` gradient steps are done. Equal arguments give equal results, bit for bit
-    on one machine, however often the run is cut and resumed at the end of an update.
+    hook being called whenever another `every` gradient steps are done. Where the state has an entry `skipped`, integer
+    and 0-d (or one for each seed), updates that are not finite are left out and counted in it. Equal arguments give
+    equal results, bit for bit on one machine, however often the run is cut and resumed at the end of an update.
     """
     first = next(iter(flatten(state["params"]).values()))
     noise = Noise(agent.noise(source.batch_size), seeds, first.device, first.dtype)
-    update = accelerate(agent.update, mode, precision, noise.stacked, first.device)
+    update = skipping(agent.update) if "skipped" in state else agent.update
+    update = accelerate(update, mode, precision, noise.stacked, first.device)
     for step in range(start, steps, agent.period):
         batches = source(step, partial(agent.act, state))
         state, metrics = update(state, batches, noise(step // agent.period))

@@ -29,11 +29,11 @@ class Interrupted(RuntimeError):
 
 
 def per_seed(runs: Sequence[Run], state: State, stacked: bool) -> list[tuple[Run, State]]:
-    return [(run, unstack(state, i) if stacked else state) for i, run in enumerate(runs)]
+    return [(run, unstack(state, i) if stacked else dict(state)) for i, run in enumerate(runs)]
 
 
-def log_hook(runs: Sequence[Run], stacked: bool, start: int) -> Hook:
-    """Writes the last update's metrics; raises Diverged where one is not finite."""
+def log_hook(runs: Sequence[Run], stacked: bool, start: int, skip: int = 0) -> Hook:
+    """Writes the last update's metrics; raises Diverged where one is not finite, or more than `skip` updates were not."""
     last = [start, time.perf_counter()]
 
     def log(step: int, state: State, metrics: Metrics) -> None:
@@ -44,24 +44,32 @@ def log_hook(runs: Sequence[Run], stacked: bool, start: int) -> Hook:
             row = {name: value[i] if stacked else value for name, value in metrics.items()}
             run.log.write(step, row | {"time/updates_per_s": rate})
             bad = [name for name, value in row.items() if not torch.isfinite(value)]
-            if bad:
+            if bad and not skip:
                 raise Diverged(f"{run.folder}: {bad[0]} is {row[bad[0]].item()} at step {step}; {_standing(run)}")
+            _count(run, row.get("update/skipped", 0), skip, step)
 
     return log
 
 
-def checkpoint_hook(runs: Sequence[Run], stacked: bool) -> Hook:
-    """Saves each seed's state; raises Diverged rather than save one that is not finite."""
+def checkpoint_hook(runs: Sequence[Run], stacked: bool, skip: int = 0) -> Hook:
+    """Saves each seed's state; raises Diverged rather than save one that is not finite, or that skipped more than `skip` updates."""
 
     def save(step: int, state: State, metrics: Metrics) -> None:
         for run, own in per_seed(runs, state, stacked):
             bad = [key for key, leaf in flatten(own).items() if not torch.isfinite(leaf).all()]
             if bad:
                 raise Diverged(f"{run.folder}: {bad[0]} is not finite at step {step}; {_standing(run)}")
+            skipped = int(own.pop("skipped", 0))
+            _count(run, skipped, skip, step)
             run.log.sync()
-            run.checkpoints.save(step, own, run.meta)
+            run.checkpoints.save(step, own, run.meta | ({"skipped": skipped} if skip else {}))
 
     return save
+
+
+def _count(run: Run, skipped: Any, skip: int, step: int) -> None:
+    if skipped > skip:
+        raise Diverged(f"{run.folder}: {int(skipped)} updates were not finite, {skip} may be, at step {step}; {_standing(run)}")
 
 
 def _standing(run: Run) -> str:
