@@ -20,7 +20,7 @@ def twin_mse(values: Tensor, target: Tensor) -> Tensor:
 
 def expectile(error: Tensor, tau: float) -> Tensor:
     """mean |tau - 1{error < 0}| error^2 (IQL, Eq. 5): its minimiser is the tau-expectile of what `error` is taken from."""
-    return (torch.where(error < 0, 1 - tau, tau) * error.square()).mean()
+    return ((tau - (error < 0).to(error.dtype)).abs() * error.square()).mean()
 
 
 def gaussian_log_prob(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
