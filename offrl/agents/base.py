@@ -37,6 +37,9 @@ class Agent:
         self.continuous = isinstance(spec.action, Box)
         with torch.device("meta"):
             self.modules = self.networks()
+        for group, net in self.modules.items():
+            for name, _ in net.named_buffers():  # it would stay on the meta device, where a product with it is garbage without an error
+                raise TypeError(f"{group}: {name} is a buffer; what a network holds must be a parameter, constants are made in forward")
 
     def networks(self) -> dict[str, nn.Module]:
         """One module per group; a group is what one loss descends."""
