@@ -3,7 +3,8 @@
     python benchmarks/choose_behaviors.py --runs runs/behaviors
 
 For each robot: `early` is a checkpoint short of medium, `medium` the one whose sampled policy scores nearest 40 (20 to 60 is
-required), and the last tier the best one, named `expert` from a score of 80 on and `trained` below. The weights go to
+required), and the last tier `trained` the best one; where its likeliest
+actions score 80 or more they are `expert`. The weights go to
 `datasets/behaviors/`, matrices in float16; `datasets/manifest.yaml` is written anew with what the shipped files were measured to earn.
 """
 
@@ -98,36 +99,42 @@ def choose(robot: str, runs: pathlib.Path, out: pathlib.Path, episodes: int) -> 
         raise SystemExit(f"{robot}: no checkpoint scores 20 to 60; the nearest is {medium}")
     trials = [measure(row) for row in near([row for row in before if row["steps"] < medium["steps"]], 12)[:2]]
     early = min(trials, key=lambda m: abs(m["score_mean"] - 12))
-    tiers |= {"early": early, "medium": medium, "expert" if final["score_mean"] >= 80 else "trained": final}
+    tiers |= {"early": early, "medium": medium, "trained": final}
     for tier, entry in tiers.items():
         if tier != "random":
             name = f"{robot}-{tier}.safetensors"
             shipped(folder / f"{entry['steps']}.safetensors", out / name)
             entry["source"] = f"behaviors/{name}"
+    if final["greedy_score_mean"] >= 80:  # the same network without its exploration noise
+        kept = {k: final[k] for k in ("algorithm", "steps", "episodes", "source")}
+        tiers["expert"] = kept | {"return_mean": final["greedy_return_mean"], "score_mean": final["greedy_score_mean"]}
     return tiers
 
 
 def recipes(robot: str, tiers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     env_id, last = f"{ROBOTS[robot]}-v5", list(tiers)[-1]
-    grown = {
-        tier: f"{word} {entry['algorithm']} policy"
-        for (tier, entry), word in zip(tiers.items(), ("a", "an early", "a half-trained", "a trained"))
+    algorithm = tiers["trained"]["algorithm"]
+    texts = {
+        "medium": f"a half-trained {algorithm} policy, its actions sampled",
+        "trained": f"a trained {algorithm} policy, its actions sampled",
+        "expert": f"a trained {algorithm} policy, its actions the likeliest ones",
     }
-    if last == "trained":
-        grown[last] += ", the best of its training but short of an expert's score"
     mixes = {
         "random": ({"random": 1.0}, "Uniformly random actions."),
-        "medium": ({"medium": 1.0}, f"Actions sampled from {grown['medium']}."),
-        last: ({last: 1.0}, f"Actions sampled from {grown[last]}."),
-        "mixed": ({"random": 0.1, "early": 0.3, "medium": 0.4, last: 0.2}, "Stages of one training, as a replay buffer holds them."),
-        f"medium-{last}": ({"medium": 0.5, last: 0.5}, f"One half from {grown['medium']}, one from {grown[last]}."),
+        "medium": ({"medium": 1.0}, f"Of {texts['medium']}."),
+        last: ({last: 1.0}, f"Of {texts[last]}."),
+        "mixed": ({"random": 0.1, "early": 0.3, "medium": 0.4, "trained": 0.2}, "Stages of one training, as a replay buffer holds them."),
+        f"medium-{last}": ({"medium": 0.5, last: 0.5}, f"One half of {texts['medium']}, one of {texts[last]}."),
     }
     return {
         f"offrl/{robot}-{name}-v0": {
             "env_id": env_id,
             "rows": 1_000_000,
             "description": text,
-            "mix": [{"policy": f"{robot}-{tier}", "share": share, "epsilon": 0.0} for tier, share in shares.items()],
+            "mix": [
+                {"policy": f"{robot}-{tier}", "share": share, "epsilon": 0.0} | ({"options": {"deterministic": True}} if tier == "expert" else {})
+                for tier, share in shares.items()
+            ],
         }
         for name, (shares, text) in mixes.items()
     }
