@@ -21,4 +21,5 @@ __all__ = ["__version__", *_EXPORTS]
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'offrl' has no attribute {name!r}")
-    return getattr(import_module(_EXPORTS[name]), name)
+    module = import_module(_EXPORTS[name])
+    return globals().get(name) or getattr(module, name)  # the former: the package offrl.train, which can be called
