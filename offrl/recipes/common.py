@@ -24,13 +24,13 @@ from offrl.core.resources import resource
 from offrl.data.check import transition_weighted_return
 from offrl.data.dataset import Dataset
 from offrl.data.load import load_dataset
-from offrl.envs.make import EnvError, env_for
+from offrl.envs.make import EnvError, env_for, make
 from offrl.envs.scores import normalize
 from offrl.stats import iqm, mean_ci
 from offrl.train import hooks
 from offrl.train.accelerate import best_mode
 from offrl.train.fit import fit, stack
-from offrl.train.run import Run, RunError, read_json, versions, write_json
+from offrl.train.run import FORMAT, Finished, Run, RunError, read_about, read_json, versions, write_json
 
 A = TypeVar("A")
 FINAL_SEED = 10_000  # the final evaluation's episodes, other than those seen during training
@@ -134,10 +134,10 @@ def train(
 
     dataset: a Dataset, or what `load_dataset` takes (`reading` is passed on to it). config: a resolved Config, or
     nested overrides such as {"agent": {"alpha": 40.0}, "steps": 100_000}. Seeds run one after another, or as one with
-    `stacked`. An unfinished run goes on where it stopped; a finished one is not overwritten without `fresh`, and goes
+    `stacked`. An unfinished run goes on where it stopped; a finished one is left as it is without `fresh`, and goes
     on if `steps` asks for more. `progress(done, steps)` is called now and then, `say` told what was decided.
 
-    Raises RunError, ConfigError, DataError, Diverged, Interrupted.
+    Raises RunError (Finished if all were), ConfigError, DataError, Diverged, Interrupted.
     """
     data = dataset if isinstance(dataset, Dataset) else load_dataset(dataset, **reading)
     name = name_of(dataset)
@@ -146,11 +146,23 @@ def train(
         raise RunError(f"{recipe} learns from one reward; {name} has {data.reward.shape[1]} objectives")
     folder = folder_of(runs, recipe, name, config, data)
     groups = [list(seeds)] if stacked and len(seeds) > 1 else [[seed] for seed in seeds]
-    done = []
+    finished = []
     for group in groups:
         session = Session(recipe, name, data, config, group, folder, fresh, say)
-        done += session.run(progress or (lambda done, steps: None))
-    return done
+        try:
+            session.run(progress or (lambda done, steps: None))
+        except Finished as error:
+            finished.append(error)
+    settle(finished, len(groups), say)
+    return [folder / str(seed) for seed in seeds]
+
+
+def settle(finished: Sequence[Finished], of: int, say: Callable[[str], None]) -> None:
+    """Raises the first if all there was to do had been done before; says so of those that had."""
+    if len(finished) == of:
+        raise finished[0]
+    for error in finished:
+        say(str(error))
 
 
 class Session:
@@ -159,12 +171,12 @@ class Session:
     def __init__(self, recipe, name, data: Dataset, config: Config, seeds: list[int], folder: Path, fresh: bool, say):
         self.recipe, self.data, self.config, self.seeds, self.say = recipe, data, config, seeds, say
         self.stacked = len(seeds) > 1
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+        self.device = device(config.device)
         self.agent = registry.agent_class(recipe)(config.agent, data.spec)
         self.steps = -(-config.steps // self.agent.period) * self.agent.period
         self.env = self._env()
         about = {
-            "format": 1, "recipe": recipe, "agent": json.loads(json.dumps(asdict(config.agent))), "spec": data.spec.to_json(),
+            "format": FORMAT, "recipe": recipe, "agent": json.loads(json.dumps(asdict(config.agent))), "spec": data.spec.to_json(),
             "env": self.env, "data": {
                 "name": name, "fingerprint": data.fingerprint, "rows": len(data), "episodes": data.episodes,
                 "return_mean": transition_weighted_return(data),
@@ -180,24 +192,19 @@ class Session:
             return self.config.env
         try:
             env = env_for(self.data.spec)
-        except EnvError as error:
+            make(env).close()
+        except (EnvError, ImportError) as error:
             self.say(f"no evaluation: {error}")
-            return None
-        try:
-            import_module("gymnasium")
-        except ImportError:
-            self.say('no evaluation: gymnasium is not installed; pip install "offrl[envs]"')
             return None
         return env
 
-    def run(self, progress: Callable[[int, int], None]) -> list[Path]:
+    def run(self, progress: Callable[[int, int], None]) -> None:
         with ExitStack() as opened:
             for run in self.runs:
                 opened.enter_context(run)
             interrupt = opened.enter_context(Interrupt())
             state, start = self._resume()
             self._train(state, start, interrupt, progress)
-            return [run.folder for run in self.runs]
 
     def _resume(self):
         """The state to go on from and its step; logs are cut back to it."""
@@ -219,7 +226,7 @@ class Session:
             run.log.truncate(start)
             states.append(state)
         if start >= self.steps and all(self._evaluated(run, start) for run in self.runs):
-            raise RunError(f"{self.runs[0].folder} is finished at step {start}; --fresh trains it anew, more --steps go on from there")
+            raise Finished(f"{self.runs[0].folder} is finished at step {start}; --fresh trains it anew, more --steps go on from there")
         return states, start
 
     def _evaluated(self, run: Run, step: int) -> bool:
@@ -229,17 +236,20 @@ class Session:
 
     def _mode(self, start: int) -> str:
         """The mode asked for, or the one in which the run began: only within one mode are results equal bit for bit."""
-        if self.config.mode != "auto":
-            return self.config.mode
-        before = self.runs[0].folder / "run.json"
-        if start and before.exists() and (mode := read_json(before).get("mode")):
-            return mode
-        mode, why = best_mode(self.device, self.steps)
-        self.say(f"mode {mode}: {why}")
+        mode, before, on_gpu = self.config.mode, self.runs[0].folder, self.device.startswith("cuda")
+        if mode == "cudagraph" and not on_gpu:
+            raise RunError(f"mode cudagraph needs a GPU; the device is {self.device}")
+        if mode == "auto" and start and (before / "run.json").exists():
+            mode = read_about(before).get("mode", "auto")
+        if mode == "auto" or (mode == "cudagraph" and not on_gpu):  # begun on a GPU, continued without
+            mode, why = best_mode(self.device, self.steps)
+            self.say(f"mode {mode}: {why}")
         return mode
 
     def _train(self, states, start, interrupt, progress) -> None:
         c, agent, mode = self.config, self.agent, self._mode(start)
+        if self.env is not None:  # one step of it: better refused now than after hours
+            hooks.evaluate_state(agent, states[0], self.env, 1, time_limit=1)
         for run in self.runs:
             run.about["mode"] = mode
             run.begin()
@@ -260,6 +270,17 @@ class Session:
             for run, own in hooks.per_seed(self.runs, state, self.stacked):
                 played = hooks.evaluate_state(agent, own, self.env, c.final_episodes, seed=FINAL_SEED)
                 write_json(run.folder / "result.json", result(played, self.data.spec, self.env, max(start, self.steps)))
+
+
+def device(name: str) -> str:
+    """The device of that name, or the best there is for "auto". Raises RunError where it cannot be used."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
+        raise RunError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return name
 
 
 def result(played: Any, spec: Any, env: str, step: int) -> dict[str, Any]:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from multiprocessing.connection import wait
 from pathlib import Path
 from queue import Empty
+from threading import Thread
 from typing import Any
 
 from offrl.core.interrupt import EXIT_DIVERGED, EXIT_INTERRUPTED, Interrupt
-from offrl.recipes.common import Config, train
+from offrl.recipes.common import Config, settle, train
 from offrl.train.hooks import Diverged, Interrupted
+from offrl.train.run import Finished, RunError
 
 
 def train_in_processes(
@@ -29,31 +34,50 @@ def train_in_processes(
     """`recipes.common.train`, each seed in a process of its own, at most `workers` at once.
 
     `prepare` runs first in every process (it registers agents, say); `progress(seed, done, steps)`. When one fails the
-    others finish first; then its exception is raised here, or Interrupted if a signal stopped them.
+    others finish first; then its exception is raised here, or Interrupted if a signal stopped them. When this process
+    is killed the others save and end.
     """
     context = multiprocessing.get_context("spawn")
     reports = context.Queue()
-    waiting, running, folders, failures = list(seeds), {}, {}, {}
+    given = asdict(config)  # plain: the class of a user's own agent is known there only once `prepare` has run
+    waiting, running, folders, finished, failures = list(seeds), {}, {}, {}, {}
+
+    def hear(timeout: float) -> bool:
+        try:
+            kind, seed, value = reports.get(timeout=timeout)
+        except Empty:
+            return False
+        if kind == "progress":
+            progress(seed, *value)
+        elif kind == "say":
+            say(value)
+        else:
+            {"done": folders, "finished": finished, "failed": failures}[kind][seed] = value
+        return True
+
     with Interrupt() as interrupt:
         while running or (waiting and not interrupt.requested):
             while waiting and len(running) < workers and not interrupt.requested:
                 seed = waiting.pop(0)
-                running[seed] = context.Process(target=_child, args=(reports, recipe, dataset, config, seed, prepare, options))
+                running[seed] = context.Process(target=_child, args=(reports, recipe, dataset, given, seed, prepare, options))
                 running[seed].start()
-            _drain(reports, folders, failures, progress, say)
+            hear(0.2)
             if interrupt.requested:
                 for process in running.values():
                     process.terminate()  # a second signal in the child would kill it: sent once
                 for process in running.values():
                     process.join()
             running = {seed: process for seed, process in running.items() if process.is_alive() or _ended(seed, process, failures)}
-        _drain(reports, folders, failures, progress, say)
-    if interrupt.requested:
-        raise Interrupted(f"stopped and saved {len(seeds) - len(folders)} unfinished seeds; the same command again continues")
+        while hear(0.2):
+            pass
+    unfinished = set(seeds) - folders.keys() - finished.keys()
+    if unfinished and (interrupt.requested or unfinished > failures.keys()):  # a signal may have reached one process alone
+        raise Interrupted(f"stopped and saved {len(unfinished)} unfinished seeds; the same command again continues")
     if failures:
-        seed, failure = min(failures.items())
-        raise failure if isinstance(failure, BaseException) else RuntimeError(f"seed {seed}: {failure}")
-    return [folders[seed] for seed in seeds]
+        raise min(failures.items())[1]
+    settle(list(finished.values()), len(seeds), say)
+    parent = next(iter(folders.values())).parent
+    return [parent / str(seed) for seed in seeds]
 
 
 def _child(reports, recipe, dataset, config, seed, prepare, options) -> None:
@@ -61,6 +85,8 @@ def _child(reports, recipe, dataset, config, seed, prepare, options) -> None:
 
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches every process; the parent's word counts
+    Thread(target=_follow, daemon=True).start()
     try:
         if prepare is not None:
             prepare()
@@ -71,33 +97,25 @@ def _child(reports, recipe, dataset, config, seed, prepare, options) -> None:
         reports.put(("done", seed, folder))
     except Interrupted:
         raise SystemExit(EXIT_INTERRUPTED) from None
+    except Finished as error:
+        reports.put(("finished", seed, error))
     except Diverged as error:
         reports.put(("failed", seed, error))
         raise SystemExit(EXIT_DIVERGED) from None
     except Exception as error:
-        reports.put(("failed", seed, RuntimeError(f"seed {seed}: {type(error).__name__}: {error}")))
+        reports.put(("failed", seed, RunError(f"seed {seed}: {type(error).__name__}: {error}")))
         raise SystemExit(1) from None
 
 
-def _drain(reports, folders, failures, progress, say) -> None:
-    while True:
-        try:
-            kind, seed, value = reports.get(timeout=0.2)
-        except Empty:
-            return
-        if kind == "progress":
-            progress(seed, *value)
-        elif kind == "say":
-            say(value)
-        elif kind == "done":
-            folders[seed] = value
-        else:
-            failures[seed] = value
+def _follow() -> None:
+    """Asks this process to save and end when the one that started it is no more."""
+    wait([multiprocessing.parent_process().sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _ended(seed: int, process: Any, failures: dict[int, Any]) -> bool:
     """Notes how a process ended; always False, so that it leaves the list of the running ones."""
     process.join()
     if process.exitcode not in (0, EXIT_INTERRUPTED):
-        failures.setdefault(seed, f"its process ended with exit code {process.exitcode}")
+        failures.setdefault(seed, RunError(f"seed {seed}: its process ended with exit code {process.exitcode}"))
     return False
