@@ -21,6 +21,7 @@ import torch
 
 from offrl.core.checkpoint import Checkpoints
 from offrl.core.interrupt import EXIT_DIVERGED, EXIT_INTERRUPTED
+from offrl.core.lock import LockError, RunLock
 from offrl.core.log import read
 from offrl.core.rng import Noise, Uniform
 from offrl.core.tree import flatten
@@ -176,14 +177,55 @@ import gymnasium
 
 
 class Slow(gymnasium.Wrapper):
+    seconds = 600
+
     def step(self, action):
         open("stepping", "w").close()
-        time.sleep(600)
+        time.sleep(self.seconds)
+        return super().step(action)
+
+
+class Short(Slow):
+    seconds = 1
 
 
 def make():
     return Slow(gymnasium.make("Pendulum-v1"))
+
+
+def short():
+    return gymnasium.wrappers.TimeLimit(Short(gymnasium.make("Pendulum-v1")), 1)
 """
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["Ctrl-C in a terminal", "SIGTERM to the parent", "SIGKILL to the parent"])
+def test_seeds_in_processes_save_when_they_are_stopped(offrl, data, tmp_path, how):
+    (tmp_path / "slow.py").write_text(SLOW)
+    env = ("--env", "slow.py:short") if how == "Ctrl-C in a terminal" else ()  # slow to save, so that a second signal would meet it
+    process = offrl.start(*command("bc", data, tmp_path, "--seeds", "0-1", "--workers", 2, *env, steps=100_000), cwd=tmp_path)
+    process.until(lambda: len(folders := list(tmp_path.glob("*/*/*/*/log.jsonl"))) == 2 and all(len(read(f.parent)) > 3 for f in folders))
+    reached = {log.parent: read(log.parent)[-1]["step"] for log in tmp_path.glob("*/*/*/*/log.jsonl")}
+    if how == "Ctrl-C in a terminal":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.kill(signal.SIGTERM if how == "SIGTERM to the parent" else signal.SIGKILL)
+    if how == "SIGKILL to the parent":
+        assert process.ended().code == -signal.SIGKILL
+    else:
+        lines = process.ended().err.strip().splitlines()
+        assert lines[-1] == "stopped and saved 2 unfinished seeds; the same command again continues", lines
+        assert process.ended().code == EXIT_INTERRUPTED
+    for folder, step in reached.items():
+        locked_until = time.monotonic() + 30
+        while True:
+            try:
+                with RunLock(folder):
+                    break
+            except LockError:
+                assert time.monotonic() < locked_until, "orphans train on"
+                time.sleep(0.1)
+        assert step <= latest(folder).step < 100_000 and read(folder)[-1]["step"] > latest(folder).step - 3
 
 
 def test_a_second_signal_ends_it_at_once(offrl, data, tmp_path):
