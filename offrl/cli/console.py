@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import runpy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from offrl.core.config import ConfigError
+from offrl.envs.make import user_module
 
 
 class _Console(Console):
@@ -29,11 +29,11 @@ Imports = Annotated[tuple[Path, ...], tyro.conf.arg(name="import")]
 
 
 def import_files(paths: Sequence[Path]) -> None:
-    """Runs the user's own files, as named on their command line: they register agents and environments."""
+    """Imports the user's own files, as named on their command line: they register agents and environments."""
     for path in paths:
-        if not path.exists():
-            raise ConfigError(f"--import {path}: there is no such file")
-        runpy.run_path(str(path))
+        if path.suffix != ".py":
+            raise ConfigError(f"--import {path}: name a Python file, which ends in .py")
+        user_module(str(path))
 
 
 def bars() -> Progress:

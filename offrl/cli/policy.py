@@ -11,19 +11,20 @@ from typing import Annotated
 import tyro
 
 from offrl.cli.console import Imports, bars, import_files, out, reporter
+from offrl.core.config import Range, validate
 from offrl.recipes import common
 from offrl.train.evaluate import record
 from offrl.train.export import export_onnx
 from offrl.train.hooks import evaluate_state
 from offrl.train.policy import load
-from offrl.train.run import RunError, find_runs, read_json, write_json
+from offrl.train.run import RunError, find_runs, read_about, write_json
 
 
 @dataclass(frozen=True)
 class Eval:
     run: Annotated[Path, tyro.conf.Positional]
     """A run folder, of one seed or of several."""
-    episodes: int = 100
+    episodes: Annotated[int, Range(1)] = 100
     """Episodes a seed."""
     env: str | None = None
     """Environment, where the run's data named none: a Gymnasium id, or file.py:factory."""
@@ -31,7 +32,7 @@ class Eval:
     """Draw new seeds for the episodes; otherwise they are the same each time."""
     seed: int = common.FINAL_SEED
     """First of the episodes' fixed seeds."""
-    time_limit: int | None = None
+    time_limit: Annotated[int | None, Range(1)] = None
     """Steps after which an episode is cut, instead of the environment's own limit."""
     video: Path | None = None
     """Also record one episode to this MP4 file."""
@@ -41,9 +42,10 @@ class Eval:
 
 def evaluate(arguments: Sequence[str]) -> None:
     args = tyro.cli(Eval, args=list(arguments), prog="offrl eval", description="Evaluate a trained policy.")
+    validate(args, "offrl eval")
     import_files(args.imports)
     for folder in find_runs(args.run):
-        policy, env = load(folder), args.env or read_json(folder / "run.json")["env"]
+        policy, env = load(folder), args.env or read_about(folder)["env"]
         if env is None:
             raise RunError(f"{folder}: its data names no environment; give one with --env, a Gymnasium id or file.py:factory")
         with bars() as progress:

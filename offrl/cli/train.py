@@ -14,13 +14,13 @@ import tyro
 
 from offrl.cli.console import Imports, bars, import_files, out, reporter
 from offrl.core import registry
-from offrl.core.config import ConfigError
+from offrl.core.config import ConfigError, Range, validate
 from offrl.data.build import describe
 from offrl.data.dataset import DataError
 from offrl.recipes import common
 from offrl.recipes.parallel import train_in_processes
 from offrl.train import report
-from offrl.train.run import read_json
+from offrl.train.run import read_about
 
 A = TypeVar("A")
 
@@ -36,7 +36,7 @@ class Train(Generic[A]):
     """Start anew where there is a run already."""
     how: Literal["auto", "processes", "stacked"] = "auto"
     """How several seeds train."""
-    workers: int | None = None
+    workers: Annotated[int | None, Range(1)] = None
     """Processes at once; one a core unless told otherwise."""
     runs: Path = Path("runs")
     """Folder of all runs."""
@@ -60,7 +60,7 @@ def train(arguments: Sequence[str]) -> None:
     config = common.resolve(recipe, common.name_of(dataset), next(iter(_values(flags, "--preset")), None))
     kind = Train[type(config.agent)]
     args = tyro.cli(kind, default=Train(config=config), args=flags, prog=f"offrl train {recipe} {dataset}", description="Train a policy.")
-    seeds = parse_seeds(args.seeds)
+    seeds = parse_seeds(validate(args, "offrl train").seeds)
     on_gpu = args.config.device.startswith("cuda") or (args.config.device == "auto" and torch.cuda.is_available())
     how = ("stacked" if on_gpu else "processes") if args.how == "auto" else args.how
     options = {name: getattr(args, name) for name in ("runs", "fresh", "on_bad", "semantics", "action_space")}
@@ -87,7 +87,7 @@ def conclude(folders: list[Path]) -> None:
     """Prints results beside the data's own, the runs' paths and a plot's; results only where there has been an evaluation."""
     evaluated = [folder for folder in folders if (folder / "result.json").exists()]
     for folder in evaluated:
-        for line in report.lines(folder, behaviors(read_json(folder / "run.json")["data"]["name"])):
+        for line in report.lines(folder, behaviors(read_about(folder)["data"]["name"])):
             out.print(line)
     for folder in folders:
         out.print(f"run: {folder}")

@@ -57,7 +57,7 @@ def make(env_id: str, seed: int | None = None, render: str | None = None, regist
     """
     gym = _gymnasium()
     if register is not None:
-        _module(register)
+        user_module(register)
     options = {} if render is None else {"render_mode": render}
     source, _, name = env_id.rpartition(":")
     factory = bool(source) and name.isidentifier()  # a registered id may carry a module too, but ends in a version
@@ -143,7 +143,7 @@ def _from_registry(gym: Any, env_id: str, options: dict[str, Any]) -> Any:
 
 
 def _from_factory(source: str, name: str, options: dict[str, Any]) -> Any:
-    module = _module(source)
+    module = user_module(source)
     factory = getattr(module, name, None)
     if not callable(factory):
         near = difflib.get_close_matches(name, [n for n, value in vars(module).items() if callable(value)], n=3)
@@ -152,8 +152,11 @@ def _from_factory(source: str, name: str, options: dict[str, Any]) -> Any:
         return factory(**options)
 
 
-def _module(source: str) -> ModuleType:
-    """A user's module by its dotted name or the path of its file, imported once; its folder stays importable, after all others."""
+def user_module(source: str) -> ModuleType:
+    """A user's module by its dotted name or the path of its .py file, imported once; its folder stays importable, after all others.
+
+    Raises EnvError where it, or what it imports, is not there.
+    """
     file = Path(source).resolve() if source.endswith(".py") else None
     name = f"offrl_user:{file}" if file else source
     if name in sys.modules:

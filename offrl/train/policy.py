@@ -13,7 +13,7 @@ from offrl.core.config import merge
 from offrl.core.registry import agent_class
 from offrl.core.space import Discrete
 from offrl.core.types import Spec, State
-from offrl.train.run import RunError, find_runs, read_json
+from offrl.train.run import RunError, find_runs, read_about
 
 
 class Policy:
@@ -28,9 +28,7 @@ class Policy:
         with torch.no_grad():
             return self.agent.act(self.state, obs)
 
-    def predict(
-        self, obs: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
-    ) -> tuple[np.ndarray, Any]:
+    def predict(self, obs: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True) -> tuple[np.ndarray, Any]:
         """(action, state), as Stable-Baselines3's policies answer; obs (obs,) or (n, obs), `state` passed through.
 
         With `deterministic=False` a stochastic policy samples, from torch's global generator; others act the same.
@@ -56,7 +54,7 @@ def load(path: str | Path) -> Policy:
     folders = find_runs(Path(path))
     if len(folders) > 1:
         raise RunError(f"{path} holds {len(folders)} runs; name one of them, for example {folders[0]}")
-    about, saved = read_json(folders[0] / "run.json"), Checkpoints(folders[0] / "checkpoints").latest()
+    about, saved = read_about(folders[0]), Checkpoints(folders[0] / "checkpoints").latest()
     if saved is None:
         raise RunError(f"{folders[0]} holds no checkpoint yet")
     check_meta(saved.meta, {"algorithm": about["recipe"], "spec": about["spec"]})

@@ -9,7 +9,7 @@ from typing import Any
 from offrl.core.checkpoint import printable
 from offrl.core.log import read
 from offrl.envs.scores import normalize
-from offrl.train.run import read_json
+from offrl.train.run import read_about, read_json
 
 
 def lines(folder: Path, behaviors: Mapping[str, float] | None = None) -> list[str]:
@@ -17,7 +17,7 @@ def lines(folder: Path, behaviors: Mapping[str, float] | None = None) -> list[st
 
     behaviors: policy name -> mean return.
     """
-    about, found = read_json(folder / "run.json"), read_json(folder / "result.json")
+    about, found = read_about(folder), read_json(folder / "result.json")
     spec, scored = about["spec"], "score" in found
 
     def shown(value: float) -> float:
@@ -48,7 +48,7 @@ def plot(folders: list[Path], path: Path) -> Path:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    about = read_json(folders[0] / "run.json")
+    about = read_about(folders[0])
     spec = about["spec"]
     rows = {folder: [row for row in read(folder) if "eval/return_mean" in row] for folder in folders}
     scored = spec["ref_min"] is not None
@@ -68,4 +68,4 @@ def plot(folders: list[Path], path: Path) -> Path:
 def summary(folder: Path) -> dict[str, Any]:
     """run.json and result.json of one seed as one dict, with its learning curve."""
     curve = [row for row in read(folder) if "eval/return_mean" in row]
-    return {"folder": str(folder), "about": read_json(folder / "run.json"), "result": read_json(folder / "result.json"), "curve": curve}
+    return {"folder": str(folder), "about": read_about(folder), "result": read_json(folder / "result.json"), "curve": curve}

@@ -19,11 +19,27 @@ from offrl.core.lock import RunLock
 from offrl.core.log import Log
 
 FORMAT = 1
-PARTS = ("config.yaml", "run.json", "log.jsonl", "log.csv", "result.json", "curve.png", "checkpoints", "tensorboard")
+ABOUT = ("format", "recipe", "agent", "seed", "spec", "env", "data")  # of run.json; more may follow
+PARTS = (
+    "config.yaml",
+    "run.json",
+    "log.jsonl",
+    "log.csv",
+    "result.json",
+    "eval.json",
+    "curve.png",
+    "policy.onnx",
+    "checkpoints",
+    "tensorboard",
+)
 
 
 class RunError(RuntimeError):
     """A run folder that cannot be used; the message says why and what to do."""
+
+
+class Finished(RunError):
+    """There is nothing left to do in a run."""
 
 
 class Run:
@@ -75,6 +91,17 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path} is missing: {path.parent} is not the folder of a run") from None
     except ValueError as error:
         raise RunError(f"{path} is not JSON: {error}") from None
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What run.json says of a run. Raises RunError where it is missing, damaged or of a later format."""
+    about = read_json(folder / "run.json")
+    missing = [key for key in ABOUT if key not in about] if isinstance(about, dict) else ABOUT
+    if missing:
+        raise RunError(f"{folder / 'run.json'} was not written by `offrl train`, or is damaged: it lacks {', '.join(missing)}")
+    if about["format"] > FORMAT:
+        raise RunError(f"{folder} is a run of format {about['format']}, this offrl reads up to {FORMAT}: install a newer offrl")
+    return about
 
 
 def remove(folder: Path) -> None:
