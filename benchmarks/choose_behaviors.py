@@ -3,8 +3,7 @@
     python benchmarks/choose_behaviors.py --runs runs/behaviors
 
 For each robot: `early` is a checkpoint short of medium, `medium` the one whose sampled policy scores nearest 40 (20 to 60 is
-required), and the last tier `trained` the best one; where its likeliest
-actions score 80 or more they are `expert`. The weights go to
+required), and `trained` the best one; where its likeliest actions score 80 or more they are `expert`. The weights go to
 `datasets/behaviors/`, matrices in float16; `datasets/manifest.yaml` is written anew with what the shipped files were measured to earn.
 """
 
@@ -27,8 +26,9 @@ from offrl.envs.scores import ROBOTS, normalize, reference
 
 ORDER = ("hopper", "halfcheetah", "walker2d")
 ALGORITHMS = {"squashed-gaussian": "SAC", "gaussian": "TRPO"}
+OPTIONS = {"expert": {"options": {"deterministic": True}}}
 HEAD = """# Written by benchmarks/choose_behaviors.py: the datasets that `offrl data build` makes, and the policies that make them up.
-# Figures: `episodes` whole episodes of the shipped weights, actions sampled. Scores: 0 is D4RL's random policy, 100 its expert.
+# Figures: `episodes` whole episodes of the shipped weights, actions sampled, an expert's likeliest. Scores: 0 is D4RL's random policy, 100 its expert.
 """
 
 
@@ -132,8 +132,7 @@ def recipes(robot: str, tiers: dict[str, dict[str, Any]]) -> dict[str, dict[str,
             "rows": 1_000_000,
             "description": text,
             "mix": [
-                {"policy": f"{robot}-{tier}", "share": share, "epsilon": 0.0} | ({"options": {"deterministic": True}} if tier == "expert" else {})
-                for tier, share in shares.items()
+                {"policy": f"{robot}-{tier}", "share": share, "epsilon": 0.0} | OPTIONS.get(tier, {}) for tier, share in shares.items()
             ],
         }
         for name, (shares, text) in mixes.items()
