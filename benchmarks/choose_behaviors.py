@@ -28,7 +28,7 @@ ORDER = ("hopper", "halfcheetah", "walker2d")
 ALGORITHMS = {"squashed-gaussian": "SAC", "gaussian": "TRPO"}
 OPTIONS = {"expert": {"options": {"deterministic": True}}}
 HEAD = """# Written by benchmarks/choose_behaviors.py: the datasets that `offrl data build` makes, and the policies that make them up.
-# Figures: `episodes` whole episodes of the shipped weights, actions sampled, an expert's likeliest. Scores are D4RL's: 0 random, 100 expert.
+# Figures: `episodes` whole episodes of the shipped weights, actions sampled, an expert's likeliest. Scores are D4RL's: random 0, expert 100
 """
 
 
