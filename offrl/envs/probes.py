@@ -1,6 +1,6 @@
 """Tiny tasks with known answers, each of which isolates one thing that an agent can get wrong.
 
-All have two states, observed as one-hot vectors, and one action in [-1, 1]; the data is one long random draw.
+All have two states, observed as one-hot vectors, and one action in [-1, 1], which the data draws without regard to the state.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def bandit_rows():
 
 
 @pytest.mark.parametrize("proposal", ["reconstruct", "prior"])
-def test_t1_bandit(proposal):
+def test_a_bandit_learned_from_its_rewards(proposal):
     """Everything is learned: Q(-0.5) = 0, Q(0.5) = 1, V = 0.5; the pull alone ends at 0.5, and TD3+BC's at the mean, 0."""
     agent, batch = A2PR(small(**FAST, vae_action=proposal), spec(1, 1)), bandit_rows()
     state = fit(agent, start(agent), Fixed(batch, 2), 240)
@@ -69,7 +69,7 @@ def test_t1_bandit(proposal):
     assert plain.act(fit(plain, start(plain), Fixed(batch, 2), 240), torch.zeros(1).double()).item() == pytest.approx(0.0, abs=1e-3)
 
 
-def test_t1_an_inflated_action_outside_the_data_is_not_proposed():
+def test_an_inflated_action_outside_the_data_is_not_proposed():
     """The actor starts where the critic promises 10 more; the VAE knows the good data alone, so the target stays there."""
     config = small(**FAST | FROZEN)
     agent = stubbed(A2PR, config, spec(1, 1), critic=Bandit, value=lambda: Level(0.5), actor=Tempted)
@@ -97,7 +97,7 @@ class Offered(nn.Module):
 
 
 @pytest.mark.parametrize("detach", [True, False])
-def test_t2_closed_form(detach):
+def test_the_policys_optimum_in_closed_form(detach):
     """A linear critic and a constant proposal e(s): pi = e + d alpha k / (2 mask mean|Q|), mean|Q| being that of pi itself."""
     e, k, b, alpha, mask = np.array([[0.1, -0.2], [-0.3, 0.4], [0.0, 0.2]]), np.array([0.3, -0.5]), 2.0, 0.5, 0.8
     config = small(alpha=alpha, mask=mask, actor_lr=1e-2, detach_target=detach)
@@ -118,7 +118,7 @@ def test_t2_closed_form(detach):
 SIGNS = (-1.0, 0.0, 1.0)
 
 
-def test_t3_selection_table():
+def test_selection_table():
     """All signs of (A_proposal, A_data); ties go to the proposal, and a data advantage of 0 alone is not pulled to."""
     pairs = torch.tensor(list(itertools.product(SIGNS, SIGNS)))
     target, weight = select(torch.ones(9, 2), pairs[:, 0], torch.zeros(9, 2), pairs[:, 1], 0.4)
@@ -130,7 +130,7 @@ def test_t3_selection_table():
 
 
 @given(st.lists(st.tuples(st.floats(-2, 2), st.floats(-2, 2)), min_size=1, max_size=8), st.floats(0.1, 9))
-def test_t3_selection_is_the_rule_row_by_row(pairs, mask):
+def test_selection_is_the_rule_row_by_row(pairs, mask):
     a, d = torch.tensor(pairs, dtype=torch.float64).T
     target, weight = select(torch.ones(len(pairs), 3).double(), a, torch.zeros(len(pairs), 3).double(), d, mask)
     for row, w, (x, y) in zip(target.tolist(), weight.tolist(), pairs):
@@ -157,7 +157,7 @@ def actor_gradient(detach: bool, rho: float, c: float, pi: torch.Tensor, value: 
 
 
 @pytest.mark.parametrize("rho, c", [(0.5, 0.3), (0.9, -0.2), (0.0, 0.1), (1.0, 0.0)])
-def test_t4_gradient_through_the_proposal(rho, c):
+def test_gradient_through_the_proposal(rho, c):
     """abar = rho pi + c. Official: 2 w (1 - rho) ((1 - rho) pi - c); detached: 2 w ((1 - rho) pi - c)."""
     pi = 2 * torch.rand(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1
     residual = (1 - rho) * pi - c
@@ -169,7 +169,7 @@ def test_t4_gradient_through_the_proposal(rho, c):
 
 
 @pytest.mark.parametrize("delta", [0.0, 3.0, -3.0])
-def test_t5_value_of_a_constant_reward(delta):
+def test_value_of_a_constant_reward(delta):
     """Critics at r / (1 - gamma): V follows them, also where the targets promise more; where they promise less, V takes that."""
     gamma, reward = 0.9, 0.7
     level = reward / (1 - gamma)
@@ -181,6 +181,15 @@ def test_t5_value_of_a_constant_reward(delta):
     assert state["params"]["value"]["level"].item() == pytest.approx(level + gamma * min(delta, 0), abs=1e-3)
 
 
+def test_advantages_are_over_v_from_before_its_step():
+    """V falls to -5 in the first gradient step and rises above the critics' -4.3 in the second, whose advantages are 0.7 all the same."""
+    config = small(critic_lr=0.0, value_lr=5.0)
+    agent = stubbed(A2PR, config, spec(3, 2), critic=lambda: Linear([0.0, 0.0], (-4.3, -4.3)), value=Level)
+    state, metrics = agent.update(start(agent), [rows(4, reward=-9, mask=0), rows(4, reward=9, mask=0)], draws(agent, 4))
+    assert state["params"]["value"]["level"] > -4
+    assert metrics["vae/good"] == metrics["actor/pulled"] == metrics["actor/proposed"] == 1
+
+
 def vae_gradient(agent, state, batch, advantage, eps):
     def loss(tree):
         return agent.vae_loss(state | {"params": state["params"] | {"vae": tree}}, batch, advantage, eps)
@@ -189,7 +198,7 @@ def vae_gradient(agent, state, batch, advantage, eps):
     return grads, metrics, loss(state["params"]["vae"])[0]
 
 
-def test_t6_vae_learns_good_actions_alone():
+def test_vae_learns_good_actions_alone():
     """No good action: the loss is half the KL term and the decoder has no gradient. A tie is not good; some: theirs alone."""
     agent = A2PR(small(vae_weight=1.5), spec(3, 2))
     batch, state, eps = rows(6), start(agent), draws(agent, 6)[0]
@@ -213,7 +222,7 @@ def test_t6_vae_learns_good_actions_alone():
     torch.testing.assert_close(some["decoder.head.bias"], other["decoder.head.bias"], rtol=1e-12, atol=0)
 
 
-def test_t6_vae_collapses_where_nothing_is_good():
+def test_vae_collapses_where_nothing_is_good():
     agent = A2PR(small(vae_lr=1e-2), spec(3, 2))
     batch, state = rows(16), start(agent)
     before = state["params"]["vae"]
@@ -224,13 +233,13 @@ def test_t6_vae_collapses_where_nothing_is_good():
     assert all(torch.equal(leaf, before[k]) for k, leaf in state["params"]["vae"].items() if k.startswith("decoder"))
 
 
-def test_t6_threshold():
+def test_threshold():
     agent = A2PR(small(threshold=0.5), spec(3, 2))
     batch, state, eps = rows(4), start(agent), draws(agent, 4)[0]
     assert agent.vae_loss(state, batch, torch.tensor([0.4, 0.5, 0.6, -1]).double(), eps)[1]["vae/good"] == 0.25
 
 
-def test_t7_counters():
+def test_counters():
     """In 2 n gradient steps the actor and the targets move n times, critics, V and VAE 2 n times."""
     agent = A2PR(small(), spec(3, 2))
     state, source = start(agent), Fixed(rows(8), 2)
@@ -262,7 +271,7 @@ def pair(**config):
     return ours, mine, theirs, start(theirs) | shared
 
 
-def test_t8_without_its_ideas_it_is_td3bc(monkeypatch):
+def test_without_its_ideas_it_is_td3bc(monkeypatch):
     """Weights forced to 1 and targets to the data: losses, and then whole updates, are TD3+BC's bit for bit."""
     monkeypatch.setattr(a2pr, "select", lambda proposal, proposed, action, advantage, mask: (action, mask * torch.ones_like(advantage)))
     ours, mine, theirs, other = pair()
@@ -279,7 +288,7 @@ def test_t8_without_its_ideas_it_is_td3bc(monkeypatch):
             assert all(torch.equal(leaf, other[part][group][k]) for k, leaf in mine[part][group].items())
 
 
-def test_t8_without_a_pull_it_is_td3_with_normalised_q():
+def test_without_a_pull_it_is_td3_with_normalised_q():
     agent = A2PR(small(mask=0.0, alpha=1.7), spec(3, 2))
     batch, state, eps = rows(24), start(agent), draws(agent, 24)[1]
     extra = torch.zeros(24).double(), torch.zeros(24).double(), eps
@@ -318,7 +327,7 @@ def centred(state, agent, batch):
 
 
 @pytest.mark.parametrize("kind", ["q1", "min", "mean"])
-def test_t9_a_constant_added_to_q_and_v_changes_no_choice(kind):
+def test_a_constant_added_to_q_and_v_changes_no_choice(kind):
     agent, batch = A2PR(small(advantage=kind, alpha=0.0), spec(3, 2)), rows(64)
     state, eps = centred(start(agent), agent, batch), draws(agent, 64)[1]
     (loss, metrics), (moved, more) = actor_step(agent, state, batch, eps), actor_step(agent, lifted(state, 3.0), batch, eps)
@@ -326,7 +335,7 @@ def test_t9_a_constant_added_to_q_and_v_changes_no_choice(kind):
     assert torch.equal(loss, moved) and metrics == more
 
 
-def test_t9_the_order_of_rows_does_not_matter():
+def test_the_order_of_rows_does_not_matter():
     agent, batch = A2PR(small(), spec(3, 2)), rows(64)
     state, eps = centred(start(agent), agent, batch), draws(agent, 64)
     order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
@@ -335,7 +344,7 @@ def test_t9_the_order_of_rows_does_not_matter():
     tree_map(lambda a, b: torch.testing.assert_close(a, b, rtol=0, atol=1e-12), after, again)
 
 
-def test_t9_the_scale_of_rewards_does_not_matter_to_the_value_term():
+def test_the_scale_of_rewards_does_not_matter_to_the_value_term():
     agent, batch = A2PR(small(mask=0.0), spec(3, 2)), rows(24)
     state, eps = start(agent), draws(agent, 24)[1]
     critic = {k: 7 * v if ".head." in k else v for k, v in state["params"]["critic"].items()}

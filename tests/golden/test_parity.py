@@ -112,7 +112,7 @@ def run(agent, trainer, step, updates: int, batch: int = 24):
 
 @pytest.mark.parametrize("detach", [False, True], ids=["official", "detached"])
 def test_a2pr(detach):
-    """T10, over eight gradient steps in which the policy is pulled to proposals and to the data, and not at all."""
+    """Over eight gradient steps in which the policy is pulled to proposals and to the data, and not at all."""
     shared = FAST | {"alpha": 2.0, "mask": 0.7, "vae_weight": 1.5, "value_lr": 2e-3, "vae_lr": 5e-3}
     shared |= {"actor_hidden": (8, 8), "critic_hidden": (9, 9, 9), "vae_hidden": (7, 7), "detach_target": detach}
     trainer = a2pr_naive.Trainer(N, D, a2pr_naive.Config(**shared))

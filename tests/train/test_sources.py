@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from offrl.core.rng import BLOCK
+from offrl.core.rng import BLOCK, Indices
 from offrl.core.space import Box, Discrete
 from offrl.core.types import Transitions
 from offrl.data.dataset import DataError, Dataset
@@ -81,6 +81,15 @@ def test_a_step_gives_its_batch_after_any_other_calls(calls, update):
     for call in calls:
         used(2 * call)
     assert all(torch.equal(a.obs, b.obs) for a, b in zip(fresh(2 * update), used(2 * update), strict=True))
+
+
+def test_an_update_draws_its_own_row_of_the_stream():
+    data = dataset()
+    whole, indices = data.transitions(), Indices(60, (2, 8), 5)
+    source = Replay(data, 8, 5, period=2)
+    for update in (0, 1, 2, BLOCK):
+        for batch, rows in zip(source(2 * update), indices(update), strict=True):
+            assert torch.equal(batch.obs, whole.obs[rows]) and torch.equal(batch.reward, whole.reward[rows])
 
 
 def test_batches_of_an_update_differ_and_so_do_updates_and_seeds():
