@@ -3,7 +3,7 @@
     python benchmarks/choose_behaviors.py --runs runs/behaviors
 
 For each robot: `early` is a checkpoint short of medium, `medium` the one whose sampled policy scores nearest 40 (20 to 60 is
-required), and `trained` the best one; where its likeliest actions score 80 or more they are `expert`. The weights go to
+required), `trained` the best one. `expert` is the same where it scores 80 or more, or else its likeliest actions if they do. The weights go to
 `datasets/behaviors/`, matrices in float16; `datasets/manifest.yaml` is written anew with what the shipped files were measured to earn.
 """
 
@@ -26,7 +26,6 @@ from offrl.envs.scores import ROBOTS, normalize, reference
 
 ORDER = ("hopper", "halfcheetah", "walker2d")
 ALGORITHMS = {"squashed-gaussian": "SAC", "gaussian": "TRPO"}
-OPTIONS = {"expert": {"options": {"deterministic": True}}}
 HEAD = """# Written by benchmarks/choose_behaviors.py: the datasets that `offrl data build` makes, and the policies that make them up.
 # Figures: `episodes` whole episodes of the shipped weights, actions sampled, an expert's likeliest. Scores are D4RL's: random 0, expert 100
 """
@@ -105,7 +104,9 @@ def choose(robot: str, runs: pathlib.Path, out: pathlib.Path, episodes: int) -> 
             name = f"{robot}-{tier}.safetensors"
             shipped(folder / f"{entry['steps']}.safetensors", out / name)
             entry["source"] = f"behaviors/{name}"
-    if final["greedy_score_mean"] >= 80:  # the same network without its exploration noise
+    if final["score_mean"] >= 80:
+        tiers["expert"] = final
+    elif final["greedy_score_mean"] >= 80:  # the same network without its exploration noise
         kept = {k: final[k] for k in ("algorithm", "steps", "episodes", "source")}
         tiers["expert"] = kept | {"return_mean": final["greedy_return_mean"], "score_mean": final["greedy_score_mean"]}
     return tiers
@@ -114,10 +115,11 @@ def choose(robot: str, runs: pathlib.Path, out: pathlib.Path, episodes: int) -> 
 def recipes(robot: str, tiers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     env_id, last = f"{ROBOTS[robot]}-v5", list(tiers)[-1]
     algorithm = tiers["trained"]["algorithm"]
+    greedy = "expert" in tiers and tiers["expert"]["return_mean"] != tiers["trained"]["return_mean"]
     texts = {
         "medium": f"a half-trained {algorithm} policy, its actions sampled",
         "trained": f"a trained {algorithm} policy, its actions sampled",
-        "expert": f"a trained {algorithm} policy, its actions the likeliest ones",
+        "expert": f"a trained {algorithm} policy, its actions {'the likeliest ones' if greedy else 'sampled'}",
     }
     mixes = {
         "random": ({"random": 1.0}, "Uniformly random actions."),
@@ -132,7 +134,9 @@ def recipes(robot: str, tiers: dict[str, dict[str, Any]]) -> dict[str, dict[str,
             "rows": 1_000_000,
             "description": text,
             "mix": [
-                {"policy": f"{robot}-{tier}", "share": share, "epsilon": 0.0} | OPTIONS.get(tier, {}) for tier, share in shares.items()
+                {"policy": f"{robot}-{tier}", "share": share, "epsilon": 0.0}
+                | ({"options": {"deterministic": True}} if tier == "expert" and greedy else {})
+                for tier, share in shares.items()
             ],
         }
         for name, (shares, text) in mixes.items()
