@@ -63,8 +63,9 @@ def card() -> str:
     groups: dict[tuple[str, str], list[dict]] = {}
     for each in found:
         groups.setdefault((each["dataset"], each["label"]), []).append(each)
-    rows = ["| dataset | env | agent | updates | seeds | final score, mean (95 % interval over seeds) | each seed | mean of the last evaluations | data |"]
-    rows.append("|---|---|---|---|---|---|---|---|---|")
+    heads = ["dataset", "env", "agent", "updates", "seeds", "final score, mean (95 % interval over seeds)"]
+    heads += ["each seed", "mean of the last evaluations", "data"]
+    rows = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for (dataset, label), runs in sorted(groups.items()):
         finals = [each["result"]["score"]["mean"] for each in runs]
         late = [np.mean([row["eval/normalized_score_mean"] for row in each["curve"][-5:]]) for each in runs]

@@ -49,7 +49,8 @@ def make_step(agent_name: str, mode: str, precision: str, seeds: int, device: st
     draw = torch.Generator().manual_seed(0)
     columns = [torch.randn(ROWS, obs, generator=draw), torch.rand(ROWS, action, generator=draw) * 2 - 1, torch.randn(ROWS, generator=draw)]
     ends = (torch.arange(ROWS) % 1000 == 999).numpy()
-    data = Dataset.from_arrays(*(c.numpy() for c in columns), ends & False, ends, columns[0].roll(-1, 0).numpy(), action_space=agent.spec.action)
+    rows = [column.numpy() for column in (*columns, columns[0].roll(-1, 0))]
+    data = Dataset.from_arrays(*rows[:3], ends & False, ends, rows[3], action_space=agent.spec.action)
     which = list(range(seeds)) if seeds > 1 else 0
     source = Replay(data, 256, which, period=agent.period, device=device)
     noise = Noise(agent.noise(256), which, device)
@@ -189,14 +190,16 @@ def pair(case: str, rounds: int, seconds: float) -> float:
 
 def table(found: dict) -> str:
     """The measured cases in Markdown."""
-    lines = [f"Machine: {found['machine']}; torch {found['torch']}; commit {found['commit']}; {found['rounds']} slices of {found['seconds']} s.", ""]
+    lines = [f"Machine: {found['machine']}; torch {found['torch']}; commit {found['commit']}."]
+    lines += [f"{found['rounds']} slices of {found['seconds']} s each.", ""]
     rates = {case: entry["rate"]["median"] for case, entry in found["cases"].items()}
     fp32, bf16 = (found["cases"].get(f"product,{d}") for d in ("float32", "bfloat16"))
     for label, entry in (("float32", fp32), ("bfloat16", bf16)):
         if entry:
             lines.append(f"Matrix products, {label}, 256x256x256: {entry['rate']['median'] * entry['flops'] / 1e9:.0f} GFLOP/s.")
-    lines += ["", "| case | updates/s, median [min, max] | GFLOP an update | share of the product rate | against d3rlpy's whole step | against its update alone | first call |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    heads = ["case", "updates/s, median [min, max]", "GFLOP an update", "share of the product rate"]
+    heads += ["against d3rlpy's whole step", "against its update alone", "first call"]
+    lines += ["", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for case, entry in found["cases"].items():
         if case.startswith("product"):
             continue
@@ -207,7 +210,8 @@ def table(found: dict) -> str:
         peers = [rates.get(f"d3rlpy-{case.split(',')[0]},{what}") for what in ("step", "update")]
         ratios = [f"{rate['median'] / peer:.2f}" if peer and not case.startswith("d3rlpy") else "" for peer in peers]
         first = "" if entry["first_s"] is None else f"{entry['first_s']:.0f} s"
-        cells = [case.replace(",", " "), f"{rate['median']:.1f} [{rate['min']:.1f}, {rate['max']:.1f}]", f"{cost / 1e9:.3f}" if cost else "", share, *ratios, first]
+        cells = [case.replace(",", " "), "{median:.1f} [{min:.1f}, {max:.1f}]".format(**rate), f"{cost / 1e9:.3f}" if cost else ""]
+        cells += [share, *ratios, first]
         lines.append("| " + " | ".join(cells) + " |")
     for case, ratio in found.get("pairs", {}).items():
         lines.append(f"\nTwo processes make {ratio:.2f} times the updates of one: {case.replace(',', ' ')}.")

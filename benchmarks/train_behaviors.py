@@ -63,7 +63,8 @@ def save_resume(model, folder: pathlib.Path) -> None:
         (folder / "new.npz").replace(folder / "replay.npz")
     else:
         env = model.get_vec_normalize_env()
-        saved["scaling"] = scaling(model) | {"count": env.obs_rms.count, "return_var": float(env.ret_rms.var), "return_count": env.ret_rms.count}
+        counts = {"count": env.obs_rms.count, "return_var": float(env.ret_rms.var), "return_count": env.ret_rms.count}
+        saved["scaling"] = scaling(model) | counts
     torch.save(saved, folder / "new.pt")
     (folder / "new.pt").replace(folder / "model.pt")
 

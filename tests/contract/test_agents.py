@@ -9,7 +9,7 @@ import pytest
 from offrl import testing
 from offrl.core import registry
 
-SMALL = {name: (8, 8) for name in ("hidden", "actor_hidden", "critic_hidden", "vae_hidden")}
+SMALL = dict.fromkeys(("hidden", "actor_hidden", "critic_hidden", "vae_hidden"), (8, 8))
 
 
 def small(name: str):
