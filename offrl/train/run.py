@@ -20,18 +20,10 @@ from offrl.core.log import Log
 
 FORMAT = 1
 ABOUT = ("format", "recipe", "agent", "seed", "spec", "env", "data")  # of run.json; more may follow
+# checkpoints first: were the rest gone and they not, a run would go on from them
 PARTS = (
-    "config.yaml",
-    "run.json",
-    "log.jsonl",
-    "log.csv",
-    "result.json",
-    "eval.json",
-    "curve.png",
-    "policy.onnx",
-    "checkpoints",
-    "tensorboard",
-)
+    "checkpoints", "config.yaml", "run.json", "log.jsonl", "log.csv", "result.json", "eval.json", "curve.png", "policy.onnx", "tensorboard",
+)  # fmt: skip
 
 
 class RunError(RuntimeError):
