@@ -3,8 +3,9 @@
     python benchmarks/choose_behaviors.py --runs runs/behaviors
 
 For each robot: `early` is a checkpoint short of medium, `medium` the one whose sampled policy scores nearest 40 (20 to 60 is
-required), `trained` the best one; `expert` is the same where it scores 80 or more, or else its likeliest actions if they do.
-The weights go to `datasets/behaviors/`, matrices in float16; `datasets/manifest.yaml` is written anew with what the shipped files were measured to earn.
+required), `trained` the best one; `expert` is the same where it scores 80 or more, or else its likeliest actions if they do. The
+weights go to `datasets/behaviors/`, matrices in float16; `datasets/manifest.yaml` is written anew with what the shipped files were
+measured to earn.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Example:
 
     agent: Any
     data: Dataset
-    updates: int = 100
+    steps: int = 100
 
     def state(self, seed: int, dtype: torch.dtype = torch.float64) -> State:
         fresh = self.agent.init(seed) | {"normalizer": fitted(self.data)}
@@ -55,9 +55,8 @@ class Example:
         gamma = getattr(self.agent.config, "gamma", None)
         return Replay(self.data, BATCH, seeds, period=self.agent.period, needs=self.agent.needs, gamma=gamma, dtype=dtype)
 
-    def train(self, seed: int, updates: int | None = None, dtype: torch.dtype = torch.float64) -> State:
-        steps = (self.updates if updates is None else updates) * self.agent.period
-        return fit(self.agent, self.state(seed, dtype), self.source(seed, dtype), steps, seeds=seed)
+    def train(self, seed: int, steps: int | None = None, dtype: torch.dtype = torch.float64) -> State:
+        return fit(self.agent, self.state(seed, dtype), self.source(seed, dtype), steps or self.steps, seeds=seed)
 
 
 def difference(a: State, b: State) -> float:
@@ -120,14 +119,14 @@ def determinism(example: Example) -> None:
 
 
 def resume(example: Example) -> None:
-    """N updates are N/2, a checkpoint, and N/2 more, bit for bit."""
-    agent, half, whole = example.agent, 10, 20
+    """N steps are N/2, a checkpoint, and N/2 more, bit for bit."""
+    agent, half, whole = example.agent, 10 * example.agent.period, 20 * example.agent.period
     with tempfile.TemporaryDirectory() as folder:
         save_file(f"{folder}/state.safetensors", example.train(0, half, torch.float32), {})
         saved, _ = load_file(f"{folder}/state.safetensors")
     state = restore(saved, example.state(0, torch.float32))
     source = example.source(0, torch.float32)
-    state = fit(agent, state, source, whole * agent.period, start=half * agent.period, seeds=0)
+    state = fit(agent, state, source, whole, start=half, seeds=0)
     assert identical(state, example.train(0, whole, torch.float32)), "a resumed training differs from an uninterrupted one"
 
 
@@ -135,7 +134,7 @@ def stacking(example: Example) -> None:
     """A seed trained beside others is the seed trained alone."""
     seeds = (0, 5)
     state, source = stack([example.state(seed) for seed in seeds]), example.source(seeds)
-    stacked = fit(example.agent, state, source, example.updates * example.agent.period, seeds=seeds)
+    stacked = fit(example.agent, state, source, example.steps, seeds=seeds)
     for i, seed in enumerate(seeds):
         error = difference(unstack(stacked, i), example.train(seed))
         assert error < 1e-9, f"seed {seed} alone and in a stack differ by {error:.1e}"
@@ -146,8 +145,8 @@ def compiling(example: Example, backend: str = "aot_eager") -> None:
     agent, state, source = example.agent, example.state(0), example.source(0)
     noise = Noise(agent.noise(BATCH), 0, dtype=torch.float64)
     update = accelerate(agent.update, "compile", backend=backend)
-    for i in range(example.updates):
-        state, _ = update(state, source(i * agent.period), noise(i))
+    for step in range(0, example.steps, agent.period):
+        state, _ = update(state, source(step), noise(step // agent.period))
     error = difference(state, example.train(0))
     assert error < 1e-9, f"compiled and eager updates differ by {error:.1e}"
 
@@ -155,15 +154,15 @@ def compiling(example: Example, backend: str = "aot_eager") -> None:
 CHECKS: tuple[Callable[[Example], None], ...] = (shapes, purity, determinism, resume, stacking, compiling)
 
 
-def examples(agent: str | type, config: Any = None, updates: int = 100) -> list[Example]:
-    """The agent on continuous actions, and on discrete ones if it takes them."""
+def examples(agent: str | type, config: Any = None, steps: int = 200) -> list[Example]:
+    """The agent on continuous actions, and on discrete ones if it takes them; `steps` gradient steps where trainings are compared."""
     kind = agent_class(agent) if isinstance(agent, str) else agent
     sets = [toy()] + ([toy(discrete=True)] if kind.discrete else [])
-    return [Example(kind(config or kind.Config(), data.spec), data, updates) for data in sets]
+    return [Example(kind(config or kind.Config(), data.spec), data, steps) for data in sets]
 
 
-def contract(agent: str | type, config: Any = None, updates: int = 100) -> None:
+def contract(agent: str | type, config: Any = None, steps: int = 200) -> None:
     """Put an agent (a registered name or a class) through every check. Raises AssertionError saying what it broke."""
-    for example in examples(agent, config, updates):
+    for example in examples(agent, config, steps):
         for check in CHECKS:
             check(example)

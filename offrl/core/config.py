@@ -89,7 +89,8 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ConfigError(f"{where} must be {kind.__name__}, not {value!r}")
+        hint = " (YAML reads 3e-4 as text: write 3.0e-4)" if kind is float and isinstance(value, str) and "e" in value.lower() else ""
+        raise ConfigError(f"{where} must be {kind.__name__}, not {value!r}{hint}")
     return value
 
 

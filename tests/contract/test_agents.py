@@ -19,21 +19,21 @@ def small(name: str):
     return dataclasses.replace(config, **{k: v for k, v in SMALL.items() if k in fields})
 
 
-def cases(updates: int):
+def cases():
     return [
         pytest.param(example, id=f"{name}-{type(example.data.spec.action).__name__}")
         for name in registry.agents()
-        for example in testing.examples(name, small(name), updates)
+        for example in testing.examples(name, small(name))
     ]
 
 
 @pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("example", cases(200))
+@pytest.mark.parametrize("example", cases())
 def test_contract(example, check):
     check(example)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", cases(200))
+@pytest.mark.parametrize("example", cases())
 def test_inductor_is_eager(example):
     testing.compiling(example, backend="inductor")
