@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from offrl.envs.make import make
-from offrl.train.evaluate import evaluate
+from offrl.training.evaluate import evaluate
 
 
 def policy(obs_size: int, action_size: int) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -46,7 +46,7 @@ def one_at_a_time(act: Any, env_id: str, episodes: int) -> tuple[np.ndarray, int
 
 @torch.no_grad()
 def lockstep(act: Any, env_id: str, episodes: int, shrink: bool, strip: bool) -> tuple[np.ndarray, int]:
-    """The loop of offrl.train.evaluate without its checks; `shrink` leaves ended episodes out of the policy's batch."""
+    """The loop of offrl.training.evaluate without its checks; `shrink` leaves ended episodes out of the policy's batch."""
     envs = [make(env_id) for _ in range(episodes)]
     limit = envs[0].spec.max_episode_steps
     envs = [env.unwrapped for env in envs] if strip else envs
@@ -114,7 +114,7 @@ def main() -> None:
         "lockstep, wrappers kept": partial(lockstep, shrink=False, strip=False),
         "lockstep, ended rows left out": partial(lockstep, shrink=True, strip=True),
         "lockstep, all rows": partial(lockstep, shrink=False, strip=True),
-        "offrl.train.evaluate": lambda act, env_id, n: (lambda e: (e.returns, int(e.lengths.sum())))(evaluate(act, env_id, n)),
+        "offrl.training.evaluate": lambda act, env_id, n: (lambda e: (e.returns, int(e.lengths.sum())))(evaluate(act, env_id, n)),
         "mujoco.rollout, 1 thread": partial(rollout, threads=1),
         "mujoco.rollout, 2 threads": partial(rollout, threads=2),
     }

@@ -21,7 +21,7 @@ import numpy as np
 
 from offrl.envs.scores import normalize
 from offrl.stats import mean_ci
-from offrl.train.report import summary
+from offrl.training.report import summary
 
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / "results" / "offline"

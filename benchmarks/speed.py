@@ -39,9 +39,9 @@ def make_step(agent_name: str, mode: str, precision: str, seeds: int, device: st
     from offrl.core.tree import tree_map
     from offrl.core.types import Spec
     from offrl.data.dataset import Dataset
-    from offrl.train.accelerate import accelerate
-    from offrl.train.fit import stack
-    from offrl.train.sources import Replay
+    from offrl.training.accelerate import accelerate
+    from offrl.training.fit import stack
+    from offrl.training.sources import Replay
 
     obs, action = SIZES.get(agent_name, (17, 6))
     kind = registry.agent_class(agent_name)

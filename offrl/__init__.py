@@ -11,8 +11,8 @@ _EXPORTS = {
     "Dataset": "offrl.data.dataset",
     "load_dataset": "offrl.data.load",
     "train": "offrl.recipes.common",
-    "load": "offrl.train.policy",
-    "evaluate": "offrl.train.evaluate",
+    "load": "offrl.training.policy",
+    "evaluate": "offrl.training.evaluate",
     "register": "offrl.core.registry",
 }
 __all__ = ["__version__", *_EXPORTS]
@@ -21,5 +21,4 @@ __all__ = ["__version__", *_EXPORTS]
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'offrl' has no attribute {name!r}")
-    module = import_module(_EXPORTS[name])
-    return globals().get(name) or getattr(module, name)  # the former: the package offrl.train, which can be called
+    return getattr(import_module(_EXPORTS[name]), name)

@@ -20,9 +20,9 @@ from offrl.core.log import LogError
 from offrl.data.dataset import DataError
 from offrl.envs.make import EnvError
 from offrl.envs.render import RenderError
-from offrl.train.evaluate import EvaluationError
-from offrl.train.hooks import Diverged, Interrupted
-from offrl.train.run import RunError
+from offrl.training.evaluate import EvaluationError
+from offrl.training.hooks import Diverged, Interrupted
+from offrl.training.run import RunError
 
 REFUSALS = (
     ConfigError, DataError, RunError, CheckpointError, LockError, LogError, EnvError, RenderError, EvaluationError,

@@ -21,9 +21,9 @@ from offrl.core.tree import flatten, tree_map
 from offrl.core.types import State
 from offrl.data.dataset import Dataset
 from offrl.nn.normalize import fitted
-from offrl.train.accelerate import accelerate
-from offrl.train.fit import fit, stack, unstack
-from offrl.train.sources import Replay
+from offrl.training.accelerate import accelerate
+from offrl.training.fit import fit, stack, unstack
+from offrl.training.sources import Replay
 
 BATCH = 16
 

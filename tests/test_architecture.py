@@ -16,7 +16,7 @@ PACKAGE = Path(offrl.__file__).parent
 FLOORS = {
     "core": 0,
     **dict.fromkeys(("nn", "losses", "pareto", "stats", "data", "envs"), 1),
-    **dict.fromkeys(("agents", "models", "train"), 2),  # siblings that never import one another
+    **dict.fromkeys(("agents", "models", "training"), 2),  # siblings that never import one another
     "recipes": 3,
     **dict.fromkeys(("testing", "cli", "__main__"), 4),
 }
@@ -198,9 +198,9 @@ SOUND = {
     "envs/scores.py": "def f():\n    import gymnasium",
     "agents/base.py": "from ..core.types import z",
     "agents/bc.py": "from offrl.agents.base import Agent",
-    "train/fit.py": "from offrl.train import hooks",
-    "train/hooks.py": "from offrl.stats import mean",
-    "recipes/common.py": "from offrl.agents import bc\nfrom offrl.train.fit import fit",
+    "training/fit.py": "from offrl.training import hooks",
+    "training/hooks.py": "from offrl.stats import mean",
+    "recipes/common.py": "from offrl.agents import bc\nfrom offrl.training.fit import fit",
     "testing.py": "from offrl.recipes import common",
     "cli/main.py": "import tyro, rich.table\nimport offrl.testing",
     "__main__.py": "from offrl.cli.main import main",
@@ -219,14 +219,14 @@ def test_a_sound_tree_is_found_sound(tree):
         ("core/types.py", "def f():\n    import offrl.data.load", "upwards"),
         ("core/types.py", "from ..data import load", "upwards"),
         ("core/types.py", "if TYPE_CHECKING:\n    from offrl.data.load import x", "upwards"),
-        ("core/types.py", "from offrl import train", "upwards"),
+        ("core/types.py", "from offrl import training", "upwards"),
         ("core/types.py", "from offrl import load_dataset", "namespace"),
         ("core/types.py", "import offrl", "namespace"),
         ("__init__.py", "from offrl.core import types", "namespace"),
         ("stats.py", "import offrl.recipes.common", "upwards"),
-        ("agents/bc.py", "from offrl.train.fit import fit", "sideways"),
-        ("train/fit.py", "from offrl.agents.base import Agent", "sideways"),
-        ("train/fit.py", "from offrl import agents", "sideways"),
+        ("agents/bc.py", "from offrl.training.fit import fit", "sideways"),
+        ("training/fit.py", "from offrl.agents.base import Agent", "sideways"),
+        ("training/fit.py", "from offrl import agents", "sideways"),
         ("agents/bc.py", "from offrl.agents.iql import IQL", "another agent"),
         ("agents/bc.py", "from . import iql", "another agent"),
         ("recipes/common.py", "from offrl.testing import toy", "upwards"),
@@ -287,11 +287,11 @@ def test_importing_offrl_and_its_library_loads_nothing_heavy():
 import sys, offrl
 assert "torch" not in sys.modules, "import offrl is to take no time"
 offrl.load_dataset, offrl.Dataset, offrl.load, offrl.evaluate, offrl.register, offrl.train
-import offrl.testing, offrl.recipes.parallel, offrl.recipes.offline, offrl.train.export, offrl.train.report
+import offrl.testing, offrl.recipes.parallel, offrl.recipes.offline, offrl.training.export, offrl.training.report
 from offrl.core.registry import agents, agent_class
 [agent_class(name) for name in agents()]
 heavy = set("gymnasium mujoco minari matplotlib onnx onnxruntime scipy stable_baselines3 tyro rich imageio pandas".split())
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
-assert callable(offrl.train) and callable(offrl.train), "a package has the name of a function"
+assert callable(offrl.train)
 """
     subprocess.run([sys.executable, "-c", code], check=True)

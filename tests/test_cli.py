@@ -20,7 +20,7 @@ from offrl.core.config import ConfigError
 from offrl.core.log import read
 from offrl.core.registry import agents
 from offrl.core.tree import flatten
-from offrl.train.run import Finished
+from offrl.training.run import Finished
 
 TINY = ("--steps", 40, "--batch-size", 16, "--log-every", 10, "--checkpoint-every", 20, "--agent.hidden", 8, 8)
 OWN = """

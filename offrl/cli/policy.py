@@ -13,11 +13,11 @@ import tyro
 from offrl.cli.console import Imports, bars, import_files, out, reporter
 from offrl.core.config import Range, validate
 from offrl.recipes import common
-from offrl.train.evaluate import record
-from offrl.train.export import export_onnx
-from offrl.train.hooks import evaluate_state
-from offrl.train.policy import load
-from offrl.train.run import RunError, find_runs, read_about, write_json
+from offrl.training.evaluate import record
+from offrl.training.export import export_onnx
+from offrl.training.hooks import evaluate_state
+from offrl.training.policy import load
+from offrl.training.run import RunError, find_runs, read_about, write_json
 
 
 @dataclass(frozen=True)

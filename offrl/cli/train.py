@@ -19,8 +19,8 @@ from offrl.data.build import describe
 from offrl.data.dataset import DataError
 from offrl.recipes import common
 from offrl.recipes.parallel import train_in_processes
-from offrl.train import report
-from offrl.train.run import read_about
+from offrl.training import report
+from offrl.training.run import read_about
 
 A = TypeVar("A")
 

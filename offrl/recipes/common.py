@@ -27,10 +27,10 @@ from offrl.data.load import load_dataset
 from offrl.envs.make import EnvError, env_for, make
 from offrl.envs.scores import normalize
 from offrl.stats import iqm, mean_ci
-from offrl.train import hooks
-from offrl.train.accelerate import best_mode
-from offrl.train.fit import fit, stack
-from offrl.train.run import FORMAT, Finished, Run, RunError, read_about, read_json, versions, write_json
+from offrl.training import hooks
+from offrl.training.accelerate import best_mode
+from offrl.training.fit import fit, stack
+from offrl.training.run import FORMAT, Finished, Run, RunError, read_about, read_json, versions, write_json
 
 A = TypeVar("A")
 FINAL_SEED = 10_000  # the final evaluation's episodes, other than those seen during training

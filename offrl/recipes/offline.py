@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from offrl.nn.normalize import fitted
-from offrl.train.sources import Replay
+from offrl.training.sources import Replay
 
 
 def normalizer(data: Any, config: Any) -> Any:

@@ -15,8 +15,8 @@ from typing import Any
 
 from offrl.core.interrupt import EXIT_DIVERGED, EXIT_INTERRUPTED, Interrupt
 from offrl.recipes.common import Config, settle, train
-from offrl.train.hooks import Diverged, Interrupted
-from offrl.train.run import Finished, RunError
+from offrl.training.hooks import Diverged, Interrupted
+from offrl.training.run import Finished, RunError
 
 
 def train_in_processes(

@@ -18,7 +18,7 @@ from offrl.agents.a2pr import A2PR, select
 from offrl.agents.td3bc import TD3BC
 from offrl.core.tree import tree_map
 from offrl.nn.actor import Deterministic
-from offrl.train.fit import fit
+from offrl.training.fit import fit
 
 SMALL = {"actor_hidden": (8, 8), "critic_hidden": (8, 8), "vae_hidden": (16, 16)}
 FROZEN = {"critic_lr": 0.0, "value_lr": 0.0}

@@ -12,7 +12,7 @@ from stubs import Fixed, Level, Linear, draws, rows, spec, start, stubbed
 
 from offrl.agents.iql import IQL
 from offrl.losses import gaussian_log_prob
-from offrl.train.fit import fit
+from offrl.training.fit import fit
 
 SMALL = {"hidden": (8, 8)}
 REWARDS = np.array([-1.0, 0.0, 0.0, 0.25, 3.0])  # of a bandit's five equally frequent actions

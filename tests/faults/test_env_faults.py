@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from offrl.envs.render import RenderError
-from offrl.train.evaluate import EvaluationError, evaluate, record
+from offrl.training.evaluate import EvaluationError, evaluate, record
 
 
 class Faulty(gym.Env):

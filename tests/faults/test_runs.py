@@ -25,7 +25,7 @@ from offrl.core.lock import LockError, RunLock
 from offrl.core.log import read
 from offrl.core.rng import Noise, Uniform
 from offrl.core.tree import flatten
-from offrl.train.policy import load
+from offrl.training.policy import load
 
 STEPS = 100
 WIDTHS = {"a2pr": ("--agent.actor-hidden", 8, 8, "--agent.critic-hidden", 8, 8, "--agent.vae-hidden", 8, 8)}

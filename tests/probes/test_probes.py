@@ -18,8 +18,8 @@ from offrl.core.registry import agent_class
 from offrl.core.types import Transitions
 from offrl.envs import probes
 from offrl.nn.normalize import fitted
-from offrl.train.fit import fit, stack, unstack
-from offrl.train.sources import Replay
+from offrl.training.fit import fit, stack, unstack
+from offrl.training.sources import Replay
 
 GAMMA, ALPHA, BETA, EXPECTILE = 0.8, 0.2, 10.0, 0.7
 TASKS = {

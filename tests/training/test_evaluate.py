@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from offrl.envs.render import RenderError, choose_backend
-from offrl.train import evaluate as module
-from offrl.train.evaluate import NO_LIMIT, EvaluationError, evaluate, record
+from offrl.training import evaluate as module
+from offrl.training.evaluate import NO_LIMIT, EvaluationError, evaluate, record
 
 
 @pytest.fixture(autouse=True)

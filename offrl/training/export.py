@@ -12,7 +12,7 @@ from torch import nn
 
 from offrl.core.checkpoint import atomic_write
 from offrl.core.tree import flatten, unflatten
-from offrl.train.policy import Policy
+from offrl.training.policy import Policy
 
 BATCHES = (1, 7)  # sizes at which the file is compared with the policy
 

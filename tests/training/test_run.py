@@ -12,7 +12,7 @@ from offrl.core.config import merge
 from offrl.core.lock import LockError
 from offrl.recipes.common import folder_of, resolve
 from offrl.testing import toy
-from offrl.train.run import FORMAT, PARTS, Run, RunError, find_runs, read_about, read_json, versions, write_json
+from offrl.training.run import FORMAT, PARTS, Run, RunError, find_runs, read_about, read_json, versions, write_json
 
 CONFIG = resolve("a2pr", "walker2d-medium-v2", "paper", {"agent": {"actor_hidden": [8, 8]}, "steps": 10})
 

@@ -18,8 +18,8 @@ from offrl.core.tree import tree_map
 from offrl.data.dataset import Dataset
 from offrl.nn.normalize import fitted
 from offrl.testing import toy
-from offrl.train.export import ExportError, export_onnx
-from offrl.train.policy import Policy
+from offrl.training.export import ExportError, export_onnx
+from offrl.training.policy import Policy
 
 SMALL = dict.fromkeys(("hidden", "actor_hidden", "critic_hidden", "vae_hidden"), (8, 8))
 

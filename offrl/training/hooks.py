@@ -15,9 +15,9 @@ from offrl.core.interrupt import Interrupt
 from offrl.core.tree import flatten, tree_map
 from offrl.core.types import Agent, Metrics, Spec, State
 from offrl.envs.scores import normalize
-from offrl.train.evaluate import Episodes, evaluate
-from offrl.train.fit import Hook, unstack
-from offrl.train.run import Run
+from offrl.training.evaluate import Episodes, evaluate
+from offrl.training.fit import Hook, unstack
+from offrl.training.run import Run
 
 
 class Diverged(RuntimeError):

@@ -13,7 +13,7 @@ from offrl.core.rng import BLOCK, Indices
 from offrl.core.space import Box, Discrete
 from offrl.core.types import Transitions
 from offrl.data.dataset import DataError, Dataset
-from offrl.train.sources import Mix, Replay
+from offrl.training.sources import Mix, Replay
 
 
 def dataset(rows: int = 60, discrete: bool = False, objectives: int = 0) -> Dataset:

@@ -13,7 +13,7 @@ from offrl.core.config import merge
 from offrl.core.registry import agent_class
 from offrl.core.space import Discrete
 from offrl.core.types import Spec, State
-from offrl.train.run import RunError, find_runs, read_about
+from offrl.training.run import RunError, find_runs, read_about
 
 
 class Policy:

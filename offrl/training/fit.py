@@ -10,7 +10,7 @@ import torch
 from offrl.core.rng import Noise
 from offrl.core.tree import flatten, tree_map
 from offrl.core.types import Agent, Metrics, Source, State
-from offrl.train.accelerate import accelerate, skipping
+from offrl.training.accelerate import accelerate, skipping
 
 Hook = Callable[[int, State, Metrics], None]  # (gradient steps done, state, the last update's metrics)
 

@@ -16,9 +16,9 @@ import torch
 import offrl
 from offrl.core.checkpoint import CheckpointError, Checkpoints
 from offrl.testing import toy
-from offrl.train.evaluate import evaluate
-from offrl.train.policy import Policy, load
-from offrl.train.run import RunError
+from offrl.training.evaluate import evaluate
+from offrl.training.policy import Policy, load
+from offrl.training.run import RunError
 
 SMALL = {"steps": 20, "batch_size": 16, "mode": "eager", "log_every": 10, "agent": {"hidden": [8, 8]}}
 

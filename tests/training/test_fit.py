@@ -18,8 +18,8 @@ from offrl.agents.td3bc import Config as TD3BCConfig
 from offrl.core.rng import Noise, Normal, Uniform
 from offrl.core.tree import tree_map
 from offrl.testing import Example, identical, toy
-from offrl.train.accelerate import MODES, accelerate, skipping
-from offrl.train.fit import fit, stack, unstack
+from offrl.training.accelerate import MODES, accelerate, skipping
+from offrl.training.fit import fit, stack, unstack
 
 
 class Counting:
@@ -121,7 +121,7 @@ def test_training_draws_nothing_from_the_global_generator(example):
 
 
 def test_importing_touches_no_global_generator():
-    modules = "offrl.recipes.common, offrl.recipes.offline, offrl.agents.a2pr, offrl.train.policy, offrl.testing, offrl.stats"
+    modules = "offrl.recipes.common, offrl.recipes.offline, offrl.agents.a2pr, offrl.training.policy, offrl.testing, offrl.stats"
     code = f"""
 import pickle, random, numpy, torch
 def states():

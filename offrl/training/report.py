@@ -9,7 +9,7 @@ from typing import Any
 from offrl.core.checkpoint import printable
 from offrl.core.log import read
 from offrl.envs.scores import normalize
-from offrl.train.run import read_about, read_json
+from offrl.training.run import read_about, read_json
 
 
 def lines(folder: Path, behaviors: Mapping[str, float] | None = None) -> list[str]:
