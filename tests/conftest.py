@@ -5,6 +5,7 @@ Processes are forked from one that has imported everything, since importing take
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -83,7 +84,8 @@ class Process:
         self.pid, self.folder = pid, folder
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        os.kill(self.pid, number)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
 
     @property
     def alive(self) -> bool:
