@@ -61,11 +61,11 @@ class Example:
 
 def difference(a: State, b: State) -> float:
     """The largest absolute difference between two states."""
-    return max(float((x.double() - y.double()).abs().max()) for x, y in zip(*(flatten(tree_map(torch.clone, s)).values() for s in (a, b))))
+    return max(flatten(tree_map(lambda x, y: (x - y).abs().max(), a, b)).values()).item()
 
 
 def identical(a: State, b: State) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(flatten(a).values(), flatten(b).values()))
+    return all(flatten(tree_map(lambda x, y: (x == y).all(), a, b)).values())
 
 
 def shapes(example: Example) -> None:

@@ -33,7 +33,7 @@ def agents() -> list[str]:
 def agent_class(name: str) -> Any:
     """The class registered as `name`. Raises KeyError naming the nearest one."""
     if name not in _AGENTS:
-        raise KeyError(f"no agent {name!r}{nearest(name, _AGENTS)}")
+        raise KeyError(f"no agent {name!r}{nearest(name, _AGENTS)}; one of your own is known once its file has been read: --import FILE")
     entry = _AGENTS[name]
     if isinstance(entry, str):
         module, _, attribute = entry.partition(":")

@@ -174,7 +174,8 @@ def _minari_path(text: str) -> Path:
     if text in embedded():
         raise DataError(f"{text} is not built yet: `offrl data build {text}` puts it into {folder}")
     if "/" in text and not text.startswith("offrl/"):
-        raise DataError(f"{text} is not on this machine: `minari download {text}` puts it into {folder}{_nearest(text, known)}")
+        way = f"`minari download {text}`, after `pip install 'minari[hf]'`, puts it into {folder}"
+        raise DataError(f"{text} is not on this machine: {way}{_nearest(text, known)}")
     raise DataError(f"{text!r} is neither a file nor a known dataset, nor is it in {folder.parent}{_nearest(text, known)}")
 
 

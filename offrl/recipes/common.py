@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -26,6 +25,7 @@ from offrl.data.dataset import Dataset
 from offrl.data.load import load_dataset
 from offrl.envs.make import EnvError, env_for, make
 from offrl.envs.scores import normalize
+from offrl.recipes import offline
 from offrl.stats import iqm, mean_ci
 from offrl.training import hooks
 from offrl.training.accelerate import best_mode
@@ -209,7 +209,7 @@ class Session:
     def _resume(self):
         """The state to go on from and its step; logs are cut back to it."""
         fresh = [self.agent.init(seed) for seed in self.seeds]
-        scale = recipe_module(self.recipe).normalizer(self.data, self.config)
+        scale = offline.normalizer(self.data, self.config)
         fresh = [state | {"normalizer": scale} for state in fresh]
         saved = [run.checkpoints.latest() for run in self.runs]
         starts = {0 if each is None else each.step for each in saved}
@@ -255,7 +255,7 @@ class Session:
             run.begin()
         state = stack(states) if self.stacked else states[0]
         state = hooks.tree_map(lambda leaf: leaf.to(self.device), state)
-        source = recipe_module(self.recipe).source(agent, self.data, c, self.seeds if self.stacked else self.seeds[0], self.device)
+        source = offline.source(agent, self.data, c, self.seeds if self.stacked else self.seeds[0], self.device)
         save = hooks.checkpoint_hook(self.runs, self.stacked, c.skip_nonfinite)
         each = [(c.log_every, hooks.log_hook(self.runs, self.stacked, start, c.skip_nonfinite))]
         if self.env is not None and c.eval_episodes:
@@ -295,8 +295,3 @@ def result(played: Any, spec: Any, env: str, step: int) -> dict[str, Any]:
 def _estimate(values: np.ndarray) -> dict[str, Any]:
     mean, low, high = mean_ci(values)
     return {"mean": mean, "interval": [low, high] if len(values) > 1 else None, "iqm": iqm(values)}
-
-
-def recipe_module(recipe: str) -> Any:
-    """The wiring of a recipe; agents without one of their own learn offline."""
-    return import_module("offrl.recipes.offline")

@@ -33,9 +33,9 @@ def lines(folder: Path, behaviors: Mapping[str, float] | None = None) -> list[st
         best = max(behaviors, key=behaviors.__getitem__)
         text += [f"  behaviour {name}: {shown(value):.1f}{' (the best)' if name == best else ''}" for name, value in behaviors.items()]
         if estimate["mean"] < shown(behaviors[best]):
-            text.append(f"  the score is below that of the best behaviour, {best}")
+            text.append(f"  the {what} is below that of the best behaviour, {best}")
     elif mean is not None and estimate["mean"] < shown(mean):
-        text.append("  the score is below the data's own mean")
+        text.append(f"  the {what} is below the data's own mean")
     return text
 
 
