@@ -119,16 +119,16 @@ def recipes(robot: str, tiers: dict[str, dict[str, Any]]) -> dict[str, dict[str,
     algorithm = tiers["trained"]["algorithm"]
     greedy = "expert" in tiers and tiers["expert"]["return_mean"] != tiers["trained"]["return_mean"]
     texts = {
-        "medium": f"a half-trained {algorithm} policy, its actions sampled",
-        "trained": f"a trained {algorithm} policy, its actions sampled",
-        "expert": f"a trained {algorithm} policy, its actions {'the likeliest ones' if greedy else 'sampled'}",
+        "medium": f"half-trained {algorithm} policy, actions sampled",
+        "trained": f"trained {algorithm} policy, actions sampled",
+        "expert": f"trained {algorithm} policy, {'likeliest actions' if greedy else 'actions sampled'}",
     }
     mixes = {
         "random": ({"random": 1.0}, "Uniformly random actions."),
-        "medium": ({"medium": 1.0}, f"Of {texts['medium']}."),
-        last: ({last: 1.0}, f"Of {texts[last]}."),
+        "medium": ({"medium": 1.0}, f"A {texts['medium']}."),
+        last: ({last: 1.0}, f"A {texts[last]}."),
         "mixed": ({"random": 0.1, "early": 0.3, "medium": 0.4, "trained": 0.2}, "Stages of one training, as a replay buffer holds them."),
-        f"medium-{last}": ({"medium": 0.5, last: 0.5}, f"One half of {texts['medium']}, one of {texts[last]}."),
+        f"medium-{last}": ({"medium": 0.5, last: 0.5}, f"Half a {texts['medium']}, half a {texts[last]}."),
     }
     return {
         f"offrl/{robot}-{name}-v0": {

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Annotated, Any
 
 import tyro
-from rich.table import Table
+from rich.table import Column, Table
 
 from offrl.cli.console import bars, out, reporter
 from offrl.core.config import ConfigError, nearest
@@ -79,7 +79,7 @@ def _behaviors(about: dict[str, Any]) -> None:
 
 def list_datasets(arguments: Sequence[str]) -> None:
     tyro.cli(_Nothing, args=list(arguments), prog="offrl data list", description="The datasets that can be built here.")
-    table = Table("id", "rows", "mean score", "what it is", box=None)
+    table = Table(Column("id", no_wrap=True, min_width=max(map(len, embedded()))), "rows", "mean score", "what it is", box=None)
     for name in embedded():
         about = describe(name)
         score = "" if about.get("score_mean") is None else f"{about['score_mean']:.1f}"

@@ -100,12 +100,13 @@ def conclude(folders: list[Path]) -> None:
 
 
 def behaviors(dataset: str) -> dict[str, float] | None:
-    """The mean return of each policy that made the dataset, where it was built here."""
+    """The mean return of each policy that made the dataset, where it was built here and all of them are known."""
     try:
         made = describe(dataset)["behaviors"]
     except DataError:
         return None
-    return {each["policy"]: each["return_mean"] for each in made if each["return_mean"] is not None}
+    returns = {each["policy"]: each["return_mean"] for each in made}
+    return None if None in returns.values() else returns
 
 
 def parse_seeds(text: str) -> list[int]:
