@@ -14,7 +14,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 train: $(VENV)/.installed
 	$(BIN)/offrl data build offrl/walker2d-mixed-v0 --rows 200000
-	$(BIN)/offrl train iql offrl/walker2d-mixed-v0 --steps 30000 --eval-every 5000
+	$(BIN)/offrl train td3bc offrl/walker2d-mixed-v0 --steps 50000 --eval-every 5000
 
 test: $(VENV)/.installed
 	$(BIN)/ruff check .
