@@ -45,7 +45,7 @@ class TD3BC(Agent):
     """TD3+BC.
 
     Deviations from the paper: none. From the released code: 1. mean|Q| has a floor of 1e-6, so that a critic at zero
-    does not divide by it; 2. both gradient steps before an actor step draw their own batch, as in the paper.
+    does not divide by it; 2. actions are scaled to [-1, 1] before every network.
     """
 
     Config = Config
