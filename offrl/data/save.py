@@ -51,18 +51,23 @@ def save_minari(
     if clash := sorted(set(about) & set(metadata)):
         raise DataError(f"{dataset_id}: {', '.join(clash)} in metadata.json follow from the dataset and cannot be given")
     authors = {key: [value] for key in ("author", "author_email") if isinstance(value := metadata.get(key), str)}
-    with _folder(target, root) as temporary:
+    with new_folder(target, root) as temporary:
         (temporary / "data").mkdir()
         steps, episodes = _write_episodes(dataset, temporary / "data" / "main_data.hdf5")
         about |= {"total_steps": steps, "total_episodes": episodes}
         about["dataset_size"] = round((temporary / "data" / "main_data.hdf5").stat().st_size / 1e6, 1)
         _write_json(temporary / "data" / "metadata.json", about | metadata | authors)
-        for parent in list(target.relative_to(root).parents)[:-1]:
-            namespace = root / parent / "namespace_metadata.json"
-            if not namespace.exists():
-                namespace.parent.mkdir(parents=True, exist_ok=True)
-                _write_json(namespace, {})
+        add_namespaces(target, root)
     return target
+
+
+def add_namespaces(target: Path, root: Path) -> None:
+    """The file that Minari wants in each folder between its root and a dataset, where there is none."""
+    for parent in list(target.relative_to(root).parents)[:-1]:
+        namespace = root / parent / "namespace_metadata.json"
+        if not namespace.exists():
+            namespace.parent.mkdir(parents=True, exist_ok=True)
+            _write_json(namespace, {})
 
 
 def save_npz(dataset: Dataset, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
@@ -161,7 +166,7 @@ def _rows(dataset: Dataset, path: str | os.PathLike[str]) -> tuple[np.ndarray, .
 
 
 @contextlib.contextmanager
-def _folder(target: Path, root: Path) -> Iterator[Path]:
+def new_folder(target: Path, root: Path) -> Iterator[Path]:
     """A hidden folder to fill; it takes the target's place when all went well, and leaves no trace when not."""
     root.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".offrl-", dir=root))
