@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import difflib
 import math
 import os
-import warnings
+import resource
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,40 +31,90 @@ OPTIONAL = ("timeouts", "next_observations")
 ON_BAD = ("error", "drop", "report")
 
 
+class Rows(Protocol):
+    """A column that is still in its file, which is open: `column[start:stop]` reads rows, asked for in ascending order."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __getitem__(self, rows: slice) -> np.ndarray: ...
+
+
 @dataclass
 class Columns:
-    """N rows in time order, as stored; `name` stands for the source in messages.
+    """N rows in time order, as stored; `name` stands for the source in messages. A column is an array or `Rows` of an open file.
 
     ends (N,) bool marks episode ends that the format knows without a flag; last_obs (E, obs) then holds the observation
-    after each of them. Only formats that store whole episodes have these two.
+    after each of them, and last_known (E,) bool, if it is there, where that was recorded. Only formats that store whole episodes
+    have these. `slow` formats are worth keeping in another form once they have been read; `stored` is the source's size in bytes;
+    `first_row` the row of it that these columns begin with.
     """
 
     name: str
-    observations: np.ndarray
-    actions: np.ndarray
-    rewards: np.ndarray
-    terminals: np.ndarray
-    timeouts: np.ndarray | None = None
-    next_observations: np.ndarray | None = None
+    observations: Any
+    actions: Any
+    rewards: Any
+    terminals: Any
+    timeouts: Any = None
+    next_observations: Any = None
     ends: np.ndarray | None = None
-    last_obs: np.ndarray | None = None
+    last_obs: Any = None
+    last_known: np.ndarray | None = None
     action_space: Space | None = None
     env_id: str | None = None
     dataset_id: str | None = None
     ref_min: float | None = None
     ref_max: float | None = None
+    slow: bool = False
+    stored: int = 0
+    first_row: int = 0
 
     def __len__(self) -> int:
-        return len(self.observations)
+        return self.observations.shape[0] if self.observations.shape else 0
 
-    def fields(self) -> Iterator[tuple[str, np.ndarray]]:
+    def fields(self) -> Iterator[tuple[str, Any]]:
         """The stored columns that are there, under D4RL's names."""
-        return ((field, getattr(self, field)) for field in FIELDS if getattr(self, field) is not None)
+        return ((name, getattr(self, name)) for name in FIELDS if getattr(self, name) is not None)
+
+    @property
+    def cost(self) -> int:
+        """Bytes that reading all of it takes, by the headers."""
+        columns = (*dict(self.fields()).values(), self.last_obs)
+        return sum(cost(column.shape, column.dtype.itemsize) for column in columns if column is not None)
 
     def flag(self, field: str) -> np.ndarray:
         """(N,) bool of `terminals` or `timeouts`; NaN counts as set, a missing column as never."""
         column = getattr(self, field)
-        return np.zeros(len(self), bool) if column is None else column.reshape(len(self)) != 0
+        return np.zeros(len(self), bool) if column is None else column[:].reshape(len(self)) != 0
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """(E + 1,) the first row of each episode, and behind them the number of rows."""
+        ends = self.flag("terminals") | self.flag("timeouts")
+        ends = ends if self.ends is None else ends | self.ends
+        return np.concatenate([[0], np.flatnonzero(ends[:-1]) + 1, [len(self)]])
+
+    def load(self, start: int = 0, stop: int | None = None) -> Columns:
+        """The same in memory, or its rows from `start` to `stop`: real numbers in float32, flags and integers as stored."""
+        stop = len(self) if stop is None else stop
+        read = {field: _float32(column[start:stop], field) for field, column in self.fields()}
+        if self.ends is not None:
+            before = np.cumsum(self.ends)
+            first, last = (int(before[row - 1]) if row else 0 for row in (start, stop))
+            read["ends"] = self.ends[start:stop]
+            if self.last_obs is not None:
+                read["last_obs"] = _float32(self.last_obs[first:last], "observations")
+            if self.last_known is not None:
+                read["last_known"] = self.last_known[first:last]
+        return replace(self, **read, first_row=self.first_row + start)
+
+
+def _float32(column: Any, field: str) -> np.ndarray:
+    column = np.asarray(column)
+    if column.dtype.kind != "f" and field not in ("observations", "next_observations"):
+        return column
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(column, np.float32)
 
 
 def pick(keys: Iterable[str], name: str) -> dict[str, str]:
@@ -91,13 +145,26 @@ def home_folder(variable: str, default: str) -> Path:
 
 def budget(limit_bytes: int | None) -> tuple[float, str]:
     """How many bytes may be allocated, and in what sense: as `limit_bytes` says, else the memory available where that is known."""
-    if limit_bytes is not None:
-        return limit_bytes, "allowed by limit_bytes"
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), math.inf), "available"
+    return (limit_bytes, "allowed by limit_bytes") if limit_bytes is not None else (available_memory(), "available")
+
+
+def available_memory() -> float:
+    """Bytes that this process can still allocate: of the machine, of its control group, of its own limit on data; inf where unknown."""
+    rooms = [math.inf]
+    with contextlib.suppress(OSError, StopIteration):
+        rooms.append(_kib(Path("/proc/meminfo"), "MemAvailable"))
+    with contextlib.suppress(OSError, StopIteration):
+        limit = resource.getrlimit(resource.RLIMIT_DATA)[0]
+        if limit != resource.RLIM_INFINITY:
+            rooms.append(limit - _kib(Path("/proc/self/status"), "VmData"))
+    with contextlib.suppress(OSError, ValueError):  # "max" is no number
+        group = Path("/sys/fs/cgroup") / Path("/proc/self/cgroup").read_text().rpartition("::/")[2].strip()
+        rooms.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return max(0, min(rooms))
+
+
+def _kib(path: Path, key: str) -> int:
+    return next(int(line.split()[1]) * 1024 for line in path.read_text().splitlines() if line.startswith(f"{key}:"))
 
 
 def afford(name: str, needed: int, budget: tuple[float, str]) -> None:
@@ -115,23 +182,20 @@ def cost(shape: tuple[int, ...], itemsize: int) -> int:
 
 
 def checked(columns: Columns) -> Columns:
-    """The same with real numbers in float32; raises DataError naming each field of another kind, length or shape."""
-    n, changed, wrong = len(columns), {}, []
+    """The same; raises DataError naming each field of a kind, length or shape that cannot be, by the headers alone."""
+    n, size, wrong = len(columns), columns.observations.shape, []
     for field, column in columns.fields():
         if column.dtype.kind not in "fiub":
             wrong.append(f"{field} must be numbers, not {column.dtype}")
-        elif column.ndim == 0 or len(column) != n:
-            wrong.append(f"{field} has {len(column) if column.ndim else 'no'} rows, observations have {n}")
-        elif field in ("terminals", "timeouts") and column.size != n:
+        elif len(column.shape) == 0 or column.shape[0] != n:
+            wrong.append(f"{field} has {column.shape[0] if column.shape else 'no'} rows, observations have {n}")
+        elif field in ("terminals", "timeouts") and math.prod(column.shape) != n:
             wrong.append(f"{field} must be one flag a row, not {column.shape}")
-        elif field in ("observations", "next_observations") and (column.ndim != 2 or column.shape != columns.observations.shape):
+        elif field in ("observations", "next_observations") and (len(column.shape) != 2 or column.shape != size):
             wrong.append(f"{field} must have shape (N, size), and both kinds of observations the same one, not {column.shape}")
-        elif column.dtype.kind == "f" or field in ("observations", "next_observations"):
-            with np.errstate(over="ignore"):
-                changed[field] = np.ascontiguousarray(column, np.float32)
     if wrong or n == 0:
         raise DataError(f"{columns.name}: {'; '.join(wrong) or 'no rows'}")
-    return replace(columns, **changed)
+    return columns
 
 
 def unflagged(columns: Columns) -> np.ndarray:
@@ -157,10 +221,25 @@ def bad_rows(columns: Columns) -> dict[str, np.ndarray]:
     return bad
 
 
-def describe(bad: dict[str, np.ndarray]) -> str:
-    return "; ".join(
-        f"{field} has {int(rows.sum())} rows with NaN or infinity, the first is row {int(rows.argmax())}" for field, rows in bad.items()
-    )
+@dataclass
+class Bad:
+    """NaN and infinity that were met: field -> (rows, the first of them); `lost` rows were left out for it."""
+
+    fields: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    lost: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.fields)
+
+    def __str__(self) -> str:
+        met = ((name, *self.fields[name]) for name in FIELDS if name in self.fields)
+        return "; ".join(f"{name} has {count} rows with NaN or infinity, the first is row {first}" for name, count, first in met)
+
+    def add(self, other: Bad) -> None:
+        for name, (count, first) in other.fields.items():
+            before = self.fields.get(name, (0, first))
+            self.fields[name] = (before[0] + count, before[1])
+        self.lost += other.lost
 
 
 def without(columns: Columns, drop: np.ndarray) -> Columns:
@@ -171,8 +250,6 @@ def without(columns: Columns, drop: np.ndarray) -> Columns:
         drop = drop | ~np.isfinite(following).all(axis=1)
         columns = replace(columns, next_observations=following, last_obs=None)
     keep = ~drop
-    if not keep.any():
-        raise DataError(f"{columns.name}: every row holds NaN or infinity")
     ends = np.append(drop[1:], False)
     ends = ends if columns.ends is None else ends | columns.ends
     return replace(columns, **{field: column[keep] for field, column in columns.fields()}, ends=ends[keep])
@@ -193,7 +270,8 @@ def to_dataset(columns: Columns, keep_bad: bool = False) -> Dataset:
     if columns.last_obs is not None:
         if dataset.episodes != len(columns.last_obs):
             raise DataError(f"{columns.name}: {dataset.episodes} episodes end by their flags, {len(columns.last_obs)} are stored")
-        dataset = replace(dataset, last_obs=columns.last_obs, last_known=np.ones(dataset.episodes, bool))
+        known = np.ones(dataset.episodes, bool) if columns.last_known is None else columns.last_known
+        dataset = replace(dataset, last_obs=columns.last_obs, last_known=known)
     if keep_bad and (following := stored.get("next_observations")) is not None:
         last = dataset.starts[1:] - 1
         dataset = replace(dataset, last_obs=following[last], next_obs=None if dataset.next_obs is None else following)
@@ -203,17 +281,14 @@ def to_dataset(columns: Columns, keep_bad: bool = False) -> Dataset:
     return dataset
 
 
-def settle(columns: Columns, on_bad: str) -> tuple[Columns, bool]:
-    """Checked columns after `on_bad` had its say, and whether some NaN or infinity is still inside."""
-    bad = bad_rows(columns)
-    if not bad:
-        return columns, False
-    if on_bad == "error":
-        raise DataError(f"{columns.name}: {describe(bad)}; on_bad='drop' leaves those rows out")
-    if on_bad == "report":
-        warnings.warn(f"{columns.name}: {describe(bad)}; kept", stacklevel=3)
-        return columns, True
-    rest = without(columns, np.logical_or.reduce(list(bad.values())))
-    lost = len(columns) - len(rest)
-    warnings.warn(f"{columns.name}: {describe(bad)}; {lost} of {len(columns)} rows dropped, episodes cut there", stacklevel=3)
-    return rest, False
+def settle(columns: Columns, on_bad: str) -> tuple[Columns, Bad]:
+    """Checked columns in memory after `on_bad` had its say, and the NaN and infinity that were met."""
+    rows = bad_rows(columns)
+    bad = Bad({name: (int(each.sum()), int(each.argmax()) + columns.first_row) for name, each in rows.items()})
+    if bad and on_bad == "error":
+        raise DataError(f"{columns.name}: {bad}; on_bad='drop' leaves those rows out")
+    if not bad or on_bad == "report":
+        return columns, bad
+    rest = without(columns, np.logical_or.reduce(list(rows.values())))
+    bad.lost = len(columns) - len(rest)
+    return rest, bad

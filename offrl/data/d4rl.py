@@ -26,34 +26,40 @@ def max_steps(name: str | None) -> int | None:
     return next((limit for pattern, limit in LIMITS.items() if re.fullmatch(pattern, (name or "").lower())), None)
 
 
-def qlearning(columns: Columns) -> Columns:
-    """D4RL's rows, bit for bit, of a flat file; (N, 1) flags are flat afterwards.
+def with_time_limits(columns: Columns) -> Columns:
+    """The same with D4RL's time limits where the file has no timeouts. Raises DataError where `qlearning` would have no rows or rule.
 
-    `timeouts` of the result marks the last row kept of an episode that a time limit ended. Raises DataError where the file has
-    no timeouts and the episodes' length is not known.
+    The flags must be in memory.
     """
     if columns.ends is not None:
         raise DataError(
             f"{columns.name}: semantics 'd4rl' belongs to D4RL's flat files; this source stores whole episodes, read it as 'strict'"
         )
-    for field, column in columns.fields():
-        if field in ("terminals", "timeouts") and not np.isin(np.nan_to_num(column), (0, 1)).all():
+    for field in ("terminals", "timeouts"):
+        column = getattr(columns, field)
+        if column is not None and not np.isin(np.nan_to_num(column), (0, 1)).all():
             raise DataError(f"{columns.name}: {field} must be one 0 or 1 a row, not values up to {np.nanmax(column):g}")
-    terminals = columns.flag("terminals")
-    if columns.timeouts is not None:
-        final = columns.flag("timeouts")
-    else:
+    if columns.timeouts is None:
         limit = max_steps(columns.dataset_id) or max_steps(columns.env_id)
         if limit is None:
             raise DataError(
                 f"{columns.name}: it has no timeouts, and the episode length that D4RL's rule puts in their place is known for the "
                 "locomotion and AntMaze tasks only; read it with semantics='strict'"
             )
-        final = time_limits(terminals, limit)
+        columns = replace(columns, timeouts=time_limits(columns.flag("terminals"), limit))
+    if columns.flag("timeouts")[:-1].all():
+        raise DataError(f"{columns.name}: D4RL's rule leaves no row: each of the {len(columns)} is a timeout or the last of the file")
+    return columns
+
+
+def qlearning(columns: Columns) -> Columns:
+    """D4RL's rows, bit for bit, of a flat file with timeouts, in memory; (N, 1) flags are flat afterwards.
+
+    `timeouts` of the result marks the last row kept of an episode that a time limit ended.
+    """
+    terminals, final = columns.flag("terminals"), columns.flag("timeouts")
     keep = ~final
     keep[-1] = False
-    if not keep.any():
-        raise DataError(f"{columns.name}: D4RL's rule leaves no row: each of the {len(columns)} is a timeout or the last of the file")
     rows = {field: column[keep] for field, column in columns.fields()}
     rows |= {"terminals": terminals[keep], "timeouts": (np.append(final[1:], False) & ~terminals)[keep]}
     rows |= {"next_observations": columns.observations[1:][keep[:-1]]}

@@ -112,6 +112,11 @@ class Dataset:
     def nbytes(self) -> int:
         return sum(column.nbytes for column in self._columns())
 
+    @property
+    def mapped(self) -> bool:
+        """Whether the columns are mapped files, as of data larger than memory."""
+        return isinstance(self.obs, np.memmap)
+
     def _columns(self) -> Iterator[np.ndarray]:
         rows = (self.obs, self.action, self.reward, self.terminated, self.truncated)
         columns = (*rows, self.starts, self.last_obs, self.last_known, self.next_obs)

@@ -15,7 +15,8 @@ from offrl.data.columns import Columns, afford, budget, cost, pick
 from offrl.data.dataset import DataError
 
 
-def read_hdf5(path: Path, limit_bytes: int | None = None) -> Columns:
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[Columns]:
     """The columns of a flat file: `observations`, `actions`, `rewards`, `terminals`, and `timeouts`, `next_observations` if stored.
 
     The attribute `env_id` names the environment, `action_low` and `action_high` bound its actions. Other keys are not read.
@@ -25,13 +26,13 @@ def read_hdf5(path: Path, limit_bytes: int | None = None) -> Columns:
         found = {field: stored[key] for field, key in pick(stored, str(path)).items()}
         for field, dataset in found.items():
             own(dataset, path, field)
-        afford(str(path), sum(memory(dataset) for dataset in found.values()), budget(limit_bytes))
-        columns = Columns(str(path), **{field: np.asarray(dataset[()]) for field, dataset in found.items()})
+            afford(str(path), cost(dataset.chunks or (), dataset.dtype.itemsize), budget(None))  # decoded whole to read a row of it
+        columns = Columns(str(path), **found)
         columns.env_id = _text(file.attrs.get("env_id"))
         bounds = [file.attrs.get(key) for key in ("action_low", "action_high")]
         if all(bound is not None for bound in bounds) and columns.actions.dtype.kind == "f":
             columns.action_space = _box(columns.actions.shape[1:], bounds, path)
-    return columns
+        yield columns
 
 
 @contextmanager
@@ -53,13 +54,10 @@ def own(dataset: h5py.Dataset, path: Path, what: str) -> None:
         raise DataError(
             f"{path}: {what} is stored in other files (a virtual or external dataset), which are not read; copy the values into this one"
         )
+    if dataset.shape is None:
+        raise DataError(f"{path}: {what} has no rows")
     if dataset.dtype.kind not in "fiub":
         raise DataError(f"{path}: {what} must be numbers, not {h5py.check_string_dtype(dataset.dtype) or dataset.dtype}")
-
-
-def memory(dataset: h5py.Dataset) -> int:
-    """Bytes that reading it takes, by its header."""
-    return max(cost(dataset.shape or (), dataset.dtype.itemsize), cost(dataset.chunks or (), dataset.dtype.itemsize))
 
 
 def _search_links(file: h5py.File, path: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import warnings
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +18,21 @@ import h5py
 import numpy as np
 
 from offrl.core.space import Box, Discrete, Space, from_gym
-from offrl.data.columns import ON_BAD, Columns, checked, home_folder, pick, settle, to_dataset, unflagged
-from offrl.data.d4rl import qlearning
+from offrl.data.assemble import Pieces
+from offrl.data.cache import CacheError, Entry, files
+from offrl.data.columns import ON_BAD, Columns, afford, available_memory, budget, checked, cost, home_folder, pick
 from offrl.data.dataset import DataError, Dataset
-from offrl.data.hdf5 import read_hdf5
+from offrl.data.hdf5 import open_hdf5
 from offrl.data.minari import check_id, minari_root, read_minari
-from offrl.data.npz import read_npz
+from offrl.data.npz import open_npz
+from offrl.data.store import in_memory
 from offrl.envs import scores
 
 URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/"
 SEMANTICS = ("strict", "d4rl")
+MEMORY = ("auto", "ram", "map")
+TRAINING = 4  # times its columns: what training on a dataset takes that is in memory
+RATIO = 100  # times its size: more is not in a file of real measurements, compressed as it may be
 # Tasks whose actions are [-1, 1] in every entry: MuJoCo's robots, and Adroit as D4RL and gymnasium-robotics scale it.
 _UNIT_ACTIONS = re.compile(r"(hopper|halfcheetah|walker2d|ant|adroithand(door|hammer|pen|relocate)|door|hammer|pen|relocate)-.*")
 
@@ -37,6 +45,8 @@ def load_dataset(
     env_id: str | None = None,
     on_bad: str = "error",
     limit_bytes: int | None = None,
+    memory: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
     """The dataset that `source` names.
 
@@ -48,54 +58,118 @@ def load_dataset(
     action_space: "discrete:N", "continuous", "box:LOW,HIGH" or a space, needed where actions are integers.
     env_id: the environment, where the source does not say; it selects the reference scores.
     on_bad: what NaN and infinity do: "error"; "drop" those rows, cutting their episodes there; "report" them and keep them.
-    limit_bytes: refuse sources that claim to be larger; by default, than the memory available.
+    limit_bytes: refuse sources that claim to be larger.
+    memory: "ram" reads all of it into memory; "map" keeps its columns in files under $OFFRL_CACHE (or ~/.cache/offrl), made once and
+    mapped from then on, in bounded memory as long as one episode fits; "auto" maps what training could not hold in memory.
+    progress: called with the rows read and their number, now and then.
 
     Raises DataError naming the source and what is wrong with it.
     """
-    if semantics not in (None, *SEMANTICS):
-        raise ValueError(f"semantics is {' or '.join(SEMANTICS)}, not {semantics!r}")
-    if on_bad not in ON_BAD:
-        raise ValueError(f"on_bad is {', '.join(ON_BAD)}, not {on_bad!r}")
-    columns, kept = prepare(source, action_space, env_id, limit_bytes), False
-    if open_ends := int(unflagged(columns).sum()):
-        warnings.warn(
-            f"{columns.name}: {open_ends} of {columns.ends.sum()} episodes end without a flag; taken as cut off there", stacklevel=2
-        )
-    as_d4rl = semantics == "d4rl" or (semantics is None and columns.dataset_id in scores.d4rl())
-    if on_bad == "error" or not as_d4rl:
-        columns, kept = settle(columns, on_bad)
-    if as_d4rl:  # before rows are dropped: the row below must be the file's
-        columns, kept = settle(qlearning(columns), on_bad)
-    return to_dataset(columns, kept)
+    for name, value, known in (("semantics", semantics, (None, *SEMANTICS)), ("on_bad", on_bad, ON_BAD), ("memory", memory, MEMORY)):
+        if value not in known:
+            raise ValueError(f"{name} is {', '.join(map(str, known))}, not {value!r}")
+    place = locate(source)
+    as_d4rl = semantics == "d4rl" or (semantics is None and place.dataset_id in scores.d4rl())
+    reading = {"d4rl": as_d4rl, "action_space": repr(action_space), "env_id": env_id, "on_bad": on_bad, "id": place.dataset_id}
+    entry = _entry(place, reading)
+    found = entry and entry.recall()
+    if found is None:
+        with opened(place, limit_bytes) as raw:
+            columns = prepared(raw, action_space, env_id)
+            found = _read(columns, Pieces(columns, as_d4rl, on_bad, progress), entry, _maps(columns, memory, limit_bytes))
+    data, about = found
+    for remark in about["remarks"]:
+        warnings.warn(remark, stacklevel=2)
+    stays = memory == "map" or (memory == "auto" and TRAINING * data.nbytes > available_memory())
+    if data.mapped and (limit_bytes is not None or not stays):
+        afford(place.name, data.nbytes, budget(limit_bytes))
+    return data if stays or not data.mapped else in_memory(data)
+
+
+def _read(columns: Columns, pieces: Pieces, entry: Entry | None, mapped: bool) -> tuple[Dataset, dict[str, Any]]:
+    """The dataset, its columns mapped files where it is `mapped` or slow to read again, and what is to be said of it."""
+    if mapped and entry is None:
+        raise DataError(f"{columns.name} is larger than memory, and there is no home folder for its mapped files; set OFFRL_CACHE")
+    if entry is not None and (mapped or columns.slow):
+        try:
+            return entry.build(pieces, pieces.about, columns.cost)
+        except CacheError as error:
+            if mapped:
+                raise DataError(f"{columns.name} is larger than memory, and {error}; set OFFRL_CACHE to a folder with room") from error
+            _warn_once(f"what was read is not kept: {error}")
+    (data,) = pieces.within(len(columns))
+    return data, pieces.about
+
+
+def _maps(columns: Columns, memory: str, limit_bytes: int | None) -> bool:
+    """Whether the columns are to be mapped. Raises DataError where they are larger than what is allowed, there, or believable."""
+    needed, room = columns.cost, available_memory()
+    if limit_bytes is not None or memory == "ram":
+        afford(columns.name, needed, budget(limit_bytes))
+    if memory == "map" or (memory == "auto" and TRAINING * needed > room):
+        afford(columns.name, needed, (columns.stored * RATIO, f"the most that a file of {columns.stored:,} bytes is believed to hold"))
+        return True
+    return False
 
 
 def prepare(source: Any, action_space: Any = None, env_id: str | None = None, limit_bytes: int | None = None) -> Columns:
-    """The columns of a source before NaN is looked for: checked for kinds and lengths, with the space and scores that are known."""
-    columns = checked(read(source, limit_bytes))
-    if env_id is not None:
-        columns.env_id = env_id
-    if action_space is not None:
-        columns.action_space = _space(action_space, int(np.prod(columns.actions.shape[1:])))
-    return _complete(columns)
+    """The columns of a source, in memory, before NaN is looked for; see `prepared`."""
+    with opened(locate(source), limit_bytes) as raw:
+        columns = prepared(raw, action_space, env_id)
+        afford(columns.name, columns.cost, budget(limit_bytes))
+        return columns.load()
 
 
-def read(source: str | os.PathLike[str] | Mapping[str, Any], limit_bytes: int | None = None) -> Columns:
-    """The columns of a source as they are stored; see `load_dataset`."""
+@dataclass(frozen=True)
+class Place:
+    """Where a dataset is: a file or folder, or arrays."""
+
+    name: str
+    path: Path | None = None
+    arrays: Mapping[str, Any] | None = None
+    dataset_id: str | None = None
+
+
+def locate(source: str | os.PathLike[str] | Mapping[str, Any]) -> Place:
+    """The place that a source of `load_dataset` names. Raises DataError where there is none, naming near ones."""
     if isinstance(source, Mapping):
-        arrays = {field: np.asarray(source[key]) for field, key in pick(source, "arrays").items()}
-        return Columns("arrays", **arrays)
+        return Place("arrays", arrays=source)
     text = os.fsdecode(source)
     if not text or "\0" in text:
         raise DataError(f"{text!r} names no dataset")
     if text in scores.d4rl():
-        return replace(_read_file(_d4rl_path(text), limit_bytes), dataset_id=text)
+        return Place(text, _d4rl_path(text), dataset_id=text)
     path = Path(text)
     if os.path.exists(text):  # Path.exists raises for names that are too long
-        return _read_file(path, limit_bytes)
+        return Place(text, path)
     if path.suffix in (".hdf5", ".h5", ".npz"):
         raise DataError(f"{text}: no such file{_nearest(path.name, _names(path.parent))}")
-    folder = _minari_path(text)
-    return replace(read_minari(folder, limit_bytes), dataset_id=text)
+    return Place(text, _minari_path(text), dataset_id=text)
+
+
+@contextmanager
+def opened(place: Place, limit_bytes: int | None = None) -> Iterator[Columns]:
+    """The columns of a place as they are stored, most of them still in their file, which stays open meanwhile."""
+    if place.path is None:
+        arrays = {field: np.asarray(place.arrays[key]) for field, key in pick(place.arrays, "arrays").items()}
+        yield Columns("arrays", **arrays)
+        return
+    with _open_file(place.path, limit_bytes) as columns:
+        columns.dataset_id = place.dataset_id or columns.dataset_id
+        columns.stored = sum(path.stat().st_size for path in files(place.path))
+        yield columns
+
+
+def prepared(columns: Columns, action_space: Any = None, env_id: str | None = None) -> Columns:
+    """The same, checked for kinds and lengths, with its flags in memory and the space and scores that are known."""
+    flags = {field: column for field, column in checked(columns).fields() if field in ("terminals", "timeouts")}
+    afford(columns.name, sum(cost(column.shape, column.dtype.itemsize) for column in flags.values()), budget(None))
+    columns = replace(columns, **{field: column[:] for field, column in flags.items()})
+    if env_id is not None:
+        columns.env_id = env_id
+    if action_space is not None:
+        columns.action_space = _space(action_space, math.prod(columns.actions.shape[1:]))
+    return _complete(columns)
 
 
 def parse_action_space(text: str, size: int) -> Space:
@@ -121,7 +195,7 @@ def _complete(columns: Columns) -> Columns:
     names = [name for name in (columns.env_id, columns.dataset_id) if name is not None]
     changed: dict[str, Any] = {}
     if columns.action_space is None and any(_UNIT_ACTIONS.fullmatch(name.lower()) for name in names):
-        changed["action_space"] = Box.of(int(np.prod(columns.actions.shape[1:])), -1, 1)
+        changed["action_space"] = Box.of(math.prod(columns.actions.shape[1:]), -1, 1)
     if columns.ref_min is None or columns.ref_max is None:
         for name in names:
             try:
@@ -142,9 +216,9 @@ def _d4rl_path(dataset_id: str) -> Path:
     return path
 
 
-def _read_file(path: Path, limit_bytes: int | None) -> Columns:
+def _open_file(path: Path, limit_bytes: int | None) -> AbstractContextManager[Columns]:
     if path.is_dir():
-        return read_minari(path, limit_bytes)
+        return nullcontext(replace(read_minari(path, limit_bytes), slow=True))
     if not path.is_file():
         raise DataError(f"{path}: not a regular file")
     try:
@@ -155,10 +229,23 @@ def _read_file(path: Path, limit_bytes: int | None) -> Columns:
     if not start:
         raise DataError(f"{path}: the file is empty")
     if start.startswith(b"PK"):
-        return read_npz(path, limit_bytes)
+        return open_npz(path)
     if start == b"\x89HDF\r\n\x1a\n" or h5py.is_hdf5(path):
-        return read_hdf5(path, limit_bytes)
+        return open_hdf5(path)
     raise DataError(f"{path}: neither an HDF5 file nor an NPZ archive (it starts with {start!r})")
+
+
+def _entry(place: Place, reading: dict[str, Any]) -> Entry | None:
+    """Where the dataset is kept in mapped form, or would be; None where nothing can be kept."""
+    try:
+        return None if place.path is None else Entry(place.path, reading)
+    except (DataError, OSError):  # no home folder; a place that cannot be read, of which the reader says more
+        return None
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=4)
 
 
 def _minari_path(text: str) -> Path:

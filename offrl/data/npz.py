@@ -2,45 +2,79 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 from numpy.lib import format as npy
 
-from offrl.data.columns import Columns, afford, budget, cost, pick
+from offrl.data.columns import Columns, pick
 from offrl.data.dataset import DataError
 
 
-def read_npz(path: Path, limit_bytes: int | None = None) -> Columns:
+@contextmanager
+def open_npz(path: Path) -> Iterator[Columns]:
     """The columns of an archive whose members are named as D4RL does (`observations`) or as here (`obs`)."""
+    with opened_npz(path) as members:
+        yield Columns(str(path), **{field: members[key] for field, key in pick(members, str(path)).items()})
+
+
+@contextmanager
+def opened_npz(path: Path) -> Iterator[dict[str, Member]]:
+    """The arrays of an archive by name."""
     try:
         with zipfile.ZipFile(path) as archive:
-            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist() if info.filename.endswith(".npy")}
-            found = {field: members[key] for field, key in pick(members, str(path)).items()}
-            needed = 0
-            for field, info in found.items():
-                with archive.open(info) as member:
-                    needed += cost(*_header(member, f"{path}: {field}"))
-            afford(str(path), needed, budget(limit_bytes))
-            arrays = {}
-            for field, info in found.items():
-                with archive.open(info) as member:
-                    arrays[field] = npy.read_array(member, allow_pickle=False)
-                    member.read()  # to the end, where the checksum is compared
+            infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+            yield {name: Member(archive, info, f"{path}: {name}") for info in infos if (name := info.filename.removesuffix(".npy"))}
     except DataError:
         raise
     except (OSError, ValueError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as NPZ; the file is cut short or damaged ({error})") from error
-    return Columns(str(path), **arrays)
 
 
-def _header(member: IO[bytes], name: str) -> tuple[tuple[int, ...], int]:
-    version = npy.read_magic(member)
-    if version not in ((1, 0), (2, 0)):
-        raise DataError(f"{name} is stored in version {version} of the format, which plain arrays do not need")
-    shape, _, dtype = npy.read_array_header_1_0(member) if version == (1, 0) else npy.read_array_header_2_0(member)
-    if dtype.hasobject:
-        raise DataError(f"{name} holds Python objects, which are pickles and are never opened; save plain arrays of numbers")
-    return shape, dtype.itemsize
+class Member:
+    """`Rows` of one array in an archive, read forwards as a stream."""
+
+    def __init__(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str):
+        self.archive, self.info, self.name = archive, info, name
+        self._row, self._file = 0, self._open()
+
+    def _open(self) -> IO[bytes]:
+        file = self.archive.open(self.info)
+        version = npy.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise DataError(f"{self.name} is stored in version {version} of the format, which plain arrays do not need")
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        self.shape, self.by_column, self.dtype = read(file)
+        if self.dtype.hasobject:
+            raise DataError(f"{self.name} holds Python objects, which are pickles and are never opened; save plain arrays of numbers")
+        return file
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        if self.by_column and len(self.shape) > 1:
+            with self.archive.open(self.info) as file:
+                array = npy.read_array(file, allow_pickle=False)
+                file.read()  # to the end, as below
+            return array[rows]
+        start, stop, _ = rows.indices(self.shape[0])
+        if start < self._row:
+            self._row, self._file = 0, self._open()
+        self._file.read((start - self._row) * math.prod(self.shape[1:]) * self.dtype.itemsize)
+        array = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        self._fill(array)
+        self._row = stop
+        if stop == self.shape[0] and self._file.read(1):  # reading on to the end compares the checksum
+            raise DataError(f"{self.name} is damaged: it goes on after its {self.shape[0]} rows")
+        return array
+
+    def _fill(self, array: np.ndarray) -> None:
+        left = array.reshape(-1).view(np.uint8).data
+        while len(left):
+            if not (read := self._file.readinto(left)):
+                raise DataError(f"{self.name} is damaged: it ends before its {self.shape[0]} rows")
+            left = left[read:]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from offrl.core.space import Box, Discrete
 from offrl.data.columns import Columns, checked, to_dataset
-from offrl.data.d4rl import max_steps, qlearning, time_limits
+from offrl.data.d4rl import max_steps, qlearning, time_limits, with_time_limits
 from offrl.data.dataset import DataError
 from offrl.data.load import load_dataset, parse_action_space
 from offrl.envs import scores
@@ -76,9 +76,9 @@ def test_d4rl_semantics_equal_its_own_loop(flags, rare, with_timeouts, column, s
         patch.setattr("offrl.data.d4rl.max_steps", lambda name: limit if name is None else None)
         if not len(expected["rewards"]):
             with pytest.raises(DataError, match="leaves no row"):
-                qlearning(columns)
+                with_time_limits(columns)
             return
-        dataset = to_dataset(qlearning(columns))
+        dataset = to_dataset(qlearning(with_time_limits(columns).load()))
     batch = dataset.transitions()
     for key, value in (
         ("observations", batch.obs),
@@ -213,7 +213,7 @@ def test_an_id_is_looked_for_only_as_an_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="hopper-medium-v2"):
         load_dataset("hopper-medum-v2")
-    with pytest.raises(ValueError, match="strict or d4rl"):
+    with pytest.raises(ValueError, match="None, strict, d4rl, not"):
         load_dataset(arrays(3), semantics="qlearning")
     with pytest.raises(ValueError, match="error, drop, report"):
         load_dataset(arrays(3), on_bad="ignore")

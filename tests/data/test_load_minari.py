@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from offrl.core.space import Box, Discrete
-from offrl.data import cache
 from offrl.data.dataset import DataError, Dataset
 from offrl.data.load import installed, load_dataset
 from offrl.data.save import save_minari
@@ -27,7 +26,6 @@ HOPPER = json.dumps({"id": "Hopper-v5", "max_episode_steps": 1000, "kwargs": {},
 def folders(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     monkeypatch.setenv("OFFRL_CACHE", str(tmp_path / "cache"))
-    cache._warn_once.cache_clear()
 
 
 def episodes(lengths=(3, 1, 4), flags="tut", *, space=None, objectives=0, obs=3, seed=0) -> Dataset:
@@ -266,46 +264,3 @@ def test_d4rl_semantics_do_not_fit():
     save_minari(episodes(), "ns/x-v0", env_spec_json=None, metadata={})
     with pytest.raises(DataError, match="read it as 'strict'"):
         load_dataset("ns/x-v0", semantics="d4rl")
-
-
-def cached(tmp_path):
-    (file,) = (tmp_path / "cache").iterdir()
-    return file
-
-
-def test_the_cache_serves_until_the_file_changes(tmp_path, monkeypatch):
-    path = save_minari(episodes(), "ns/x-v0", env_spec_json=None, metadata={})
-    first = load_dataset(path)
-    with monkeypatch.context() as patch:
-        patch.setattr("offrl.data.minari._read", None)  # not called again
-        assert load_dataset(path).fingerprint == first.fingerprint
-    save_minari(episodes(seed=5), "ns/x-v0", env_spec_json=None, metadata={}, overwrite=True)
-    assert load_dataset(path).fingerprint == episodes(seed=5).fingerprint
-    assert cached(tmp_path)  # one entry, replaced
-
-
-@pytest.mark.parametrize("where", [0.0, 0.3, 0.99])
-def test_a_damaged_cache_is_made_anew(tmp_path, where):
-    path = save_minari(episodes(), "ns/x-v0", env_spec_json=None, metadata={})
-    first = load_dataset(path)
-    file = cached(tmp_path)
-    good = file.read_bytes()
-    place = int(where * len(good))
-    file.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
-    with pytest.warns(UserWarning, match="made anew"):
-        assert load_dataset(path).fingerprint == first.fingerprint
-    assert file.read_bytes() == good
-
-
-def test_without_a_cache_folder_reading_goes_on(tmp_path, monkeypatch):
-    path = save_minari(episodes(), "ns/x-v0", env_spec_json=None, metadata={})
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("OFFRL_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.warns(UserWarning) as caught:
-        for _ in range(3):
-            assert load_dataset(path).fingerprint == episodes().fingerprint
-    assert len(caught) == 1 and "not kept" in str(caught[0].message)
-    monkeypatch.delenv("OFFRL_CACHE")
-    monkeypatch.setattr("pathlib.Path.expanduser", lambda self: (_ for _ in ()).throw(RuntimeError("no home")))
-    with pytest.warns(UserWarning, match="set OFFRL_CACHE"):
-        assert load_dataset(path).fingerprint == episodes().fingerprint
