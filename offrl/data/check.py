@@ -36,11 +36,12 @@ def check(
     *,
     action_space: Any = None,
     env_id: str | None = None,
+    columns: Any = None,
     limit_bytes: int | None = None,
 ) -> list[Finding]:
     """Everything conspicuous in what `load_dataset` would read under the same arguments, errors first; empty: nothing was found."""
     try:
-        columns = prepare(source, action_space, env_id, limit_bytes)
+        columns = prepare(source, action_space, env_id, columns, limit_bytes)
     except DataError as error:
         return [Finding("error", "file", 1, None, str(error), "nothing else was looked at; mend this first")]
     looks = (_numbers, _flags, _episodes, _observations, _actions, _rewards, _successors, _duplicates)

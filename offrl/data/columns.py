@@ -60,6 +60,7 @@ class Columns:
     ends: np.ndarray | None = None
     last_obs: Any = None
     last_known: np.ndarray | None = None
+    obs_space: Space | None = None
     action_space: Space | None = None
     env_id: str | None = None
     dataset_id: str | None = None
@@ -244,15 +245,21 @@ class Bad:
 
 def without(columns: Columns, drop: np.ndarray) -> Columns:
     """The rows not in `drop` (N,); an episode that loses rows is cut there, and no row follows one it did not follow."""
+    known = np.ones(len(columns), bool)
     if columns.last_obs is not None:
-        following = np.concatenate([columns.observations[1:], columns.observations[-1:]])
+        following = columns.next_observations
+        following = np.concatenate([columns.observations[1:], columns.observations[-1:]]) if following is None else following.copy()
         following[columns.ends] = columns.last_obs
         drop = drop | ~np.isfinite(following).all(axis=1)
         columns = replace(columns, next_observations=following, last_obs=None)
+    if columns.last_known is not None:
+        known[columns.ends] = columns.last_known
     keep = ~drop
     ends = np.append(drop[1:], False)
-    ends = ends if columns.ends is None else ends | columns.ends
-    return replace(columns, **{field: column[keep] for field, column in columns.fields()}, ends=ends[keep])
+    ends = (ends if columns.ends is None else ends | columns.ends)[keep]
+    ends[-1:] = True
+    known = None if columns.last_known is None else known[keep][ends]
+    return replace(columns, **{field: column[keep] for field, column in columns.fields()}, ends=ends, last_known=known)
 
 
 def to_dataset(columns: Columns, keep_bad: bool = False) -> Dataset:
@@ -270,8 +277,11 @@ def to_dataset(columns: Columns, keep_bad: bool = False) -> Dataset:
     if columns.last_obs is not None:
         if dataset.episodes != len(columns.last_obs):
             raise DataError(f"{columns.name}: {dataset.episodes} episodes end by their flags, {len(columns.last_obs)} are stored")
-        known = np.ones(dataset.episodes, bool) if columns.last_known is None else columns.last_known
-        dataset = replace(dataset, last_obs=columns.last_obs, last_known=known)
+        dataset = replace(dataset, last_obs=columns.last_obs, last_known=np.ones(dataset.episodes, bool))
+    if columns.last_known is not None:
+        dataset = replace(dataset, last_known=columns.last_known)
+    if columns.obs_space is not None:
+        dataset = replace(dataset, spec=replace(dataset.spec, obs=columns.obs_space))
     if keep_bad and (following := stored.get("next_observations")) is not None:
         last = dataset.starts[1:] - 1
         dataset = replace(dataset, last_obs=following[last], next_obs=None if dataset.next_obs is None else following)

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 
-from offrl.core.space import Box
+from offrl.data.about import EPISODES, SAID, described
 from offrl.data.columns import Columns, afford, budget, cost, pick
 from offrl.data.dataset import DataError
 
@@ -19,20 +18,16 @@ from offrl.data.dataset import DataError
 def open_hdf5(path: Path) -> Iterator[Columns]:
     """The columns of a flat file: `observations`, `actions`, `rewards`, `terminals`, and `timeouts`, `next_observations` if stored.
 
-    The attribute `env_id` names the environment, `action_low` and `action_high` bound its actions. Other keys are not read.
+    Attributes say more, such as `env_id`, or `action_low` with `action_high`; see data/about.py. Other keys are not read.
     """
     with opened(path) as file:
         stored = {key: file[key] for key in file if isinstance(key, str) and isinstance(file.get(key), h5py.Dataset)}
         found = {field: stored[key] for field, key in pick(stored, str(path)).items()}
-        for field, dataset in found.items():
+        episodes = {name: stored[name] for name in EPISODES if name in stored}
+        for field, dataset in (found | episodes).items():
             own(dataset, path, field)
             afford(str(path), cost(dataset.chunks or (), dataset.dtype.itemsize), budget(None))  # decoded whole to read a row of it
-        columns = Columns(str(path), **found)
-        columns.env_id = _text(file.attrs.get("env_id"))
-        bounds = [file.attrs.get(key) for key in ("action_low", "action_high")]
-        if all(bound is not None for bound in bounds) and columns.actions.dtype.kind == "f":
-            columns.action_space = _box(columns.actions.shape[1:], bounds, path)
-        yield columns
+        yield described(Columns(str(path), **found), {name: file.attrs[name] for name in SAID if name in file.attrs} | episodes)
 
 
 @contextmanager
@@ -75,15 +70,3 @@ def _search_links(file: h5py.File, path: Path) -> None:
 
     if problem := file.id.links.visit(bad, info=True):
         raise DataError(f"{path}: {problem}")
-
-
-def _text(value: Any) -> str | None:
-    value = value.decode(errors="replace") if isinstance(value, bytes) else value
-    return value if isinstance(value, str) and value else None
-
-
-def _box(shape: tuple[int, ...], bounds: list[Any], path: Path) -> Box:
-    try:
-        return Box.of(int(np.prod(shape)), *bounds)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: the attributes action_low and action_high do not fit actions of shape {shape}: {error}") from error

@@ -1,4 +1,4 @@
-"""One `load_dataset` for every source: D4RL files and ids, Minari folders and ids, NPZ archives, plain arrays."""
+"""One `load_dataset` for every source: D4RL files and ids, Minari folders and ids, NPZ archives, tables, plain arrays."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 
 from offrl.core.space import Box, Discrete, Space, from_gym
+from offrl.data.about import SAID, described, parse_action_space
 from offrl.data.assemble import Pieces
 from offrl.data.cache import CacheError, Entry, files
 from offrl.data.columns import ON_BAD, Columns, afford, available_memory, budget, checked, cost, home_folder, pick
@@ -26,6 +27,7 @@ from offrl.data.hdf5 import open_hdf5
 from offrl.data.minari import check_id, minari_root, read_minari
 from offrl.data.npz import open_npz
 from offrl.data.store import in_memory
+from offrl.data.table import TableColumns, find_columns, is_table, open_table
 from offrl.envs import scores
 
 URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/"
@@ -43,6 +45,7 @@ def load_dataset(
     semantics: str | None = None,
     action_space: Any = None,
     env_id: str | None = None,
+    columns: TableColumns | Mapping[str, Any] | str | os.PathLike[str] | None = None,
     on_bad: str = "error",
     limit_bytes: int | None = None,
     memory: str = "auto",
@@ -50,13 +53,15 @@ def load_dataset(
 ) -> Dataset:
     """The dataset that `source` names.
 
-    source: a path (HDF5 in D4RL's layout, NPZ, a Minari folder); a D4RL id (`hopper-medium-v2`, a file in $D4RL_DATASET_DIR or
-    ~/.d4rl/datasets); a Minari id (`mujoco/hopper/medium-v0`, a folder in $MINARI_DATASETS_PATH or ~/.minari/datasets), an `offrl/...`
-    id among them; or a mapping of arrays under the names of an NPZ.
+    source: a path (HDF5 in D4RL's layout, NPZ, CSV, Parquet, a Minari folder); a D4RL id (`hopper-medium-v2`, a file in
+    $D4RL_DATASET_DIR or ~/.d4rl/datasets); a Minari id (`mujoco/hopper/medium-v0`, a folder in $MINARI_DATASETS_PATH or
+    ~/.minari/datasets), an `offrl/...` id among them; or a mapping of arrays under the names of an NPZ.
     semantics: "strict" keeps every row, the stored next observations and both kinds of ends; "d4rl" gives D4RL's own
     `qlearning_dataset`, and is what a D4RL id means unless said otherwise.
     action_space: "discrete:N", "continuous", "box:LOW,HIGH" or a space, needed where actions are integers.
     env_id: the environment, where the source does not say; it selects the reference scores.
+    columns: what the columns of a CSV or Parquet file are, a `TableColumns`, a mapping of its fields, or a YAML file of them; by
+    default, the YAML file beside it, of the same name.
     on_bad: what NaN and infinity do: "error"; "drop" those rows, cutting their episodes there; "report" them and keep them.
     limit_bytes: refuse sources that claim to be larger.
     memory: "ram" reads all of it into memory; "map" keeps its columns in files under $OFFRL_CACHE (or ~/.cache/offrl), made once and
@@ -68,15 +73,16 @@ def load_dataset(
     for name, value, known in (("semantics", semantics, (None, *SEMANTICS)), ("on_bad", on_bad, ON_BAD), ("memory", memory, MEMORY)):
         if value not in known:
             raise ValueError(f"{name} is {', '.join(map(str, known))}, not {value!r}")
-    place = locate(source)
+    place = locate(source, columns)
     as_d4rl = semantics == "d4rl" or (semantics is None and place.dataset_id in scores.d4rl())
     reading = {"d4rl": as_d4rl, "action_space": repr(action_space), "env_id": env_id, "on_bad": on_bad, "id": place.dataset_id}
+    reading |= {} if place.table is None else {"columns": asdict(place.table)}
     entry = _entry(place, reading)
     found = entry and entry.recall()
     if found is None:
-        with opened(place, limit_bytes) as raw:
-            columns = prepared(raw, action_space, env_id)
-            found = _read(columns, Pieces(columns, as_d4rl, on_bad, progress), entry, _maps(columns, memory, limit_bytes))
+        with opened(place, limit_bytes, gaps=on_bad != "error") as raw:
+            stored = prepared(raw, action_space, env_id)
+            found = _read(stored, Pieces(stored, as_d4rl, on_bad, progress), entry, _maps(stored, memory, limit_bytes))
     data, about = found
     for remark in about["remarks"]:
         warnings.warn(remark, stacklevel=2)
@@ -112,9 +118,11 @@ def _maps(columns: Columns, memory: str, limit_bytes: int | None) -> bool:
     return False
 
 
-def prepare(source: Any, action_space: Any = None, env_id: str | None = None, limit_bytes: int | None = None) -> Columns:
+def prepare(
+    source: Any, action_space: Any = None, env_id: str | None = None, columns: Any = None, limit_bytes: int | None = None
+) -> Columns:
     """The columns of a source, in memory, before NaN is looked for; see `prepared`."""
-    with opened(locate(source), limit_bytes) as raw:
+    with opened(locate(source, columns), limit_bytes, gaps=True) as raw:
         columns = prepared(raw, action_space, env_id)
         afford(columns.name, columns.cost, budget(limit_bytes))
         return columns.load()
@@ -122,16 +130,26 @@ def prepare(source: Any, action_space: Any = None, env_id: str | None = None, li
 
 @dataclass(frozen=True)
 class Place:
-    """Where a dataset is: a file or folder, or arrays."""
+    """Where a dataset is: a file or folder, or arrays; and what the columns of a table are."""
 
     name: str
     path: Path | None = None
     arrays: Mapping[str, Any] | None = None
     dataset_id: str | None = None
+    table: TableColumns | None = None
 
 
-def locate(source: str | os.PathLike[str] | Mapping[str, Any]) -> Place:
+def locate(source: str | os.PathLike[str] | Mapping[str, Any], columns: Any = None) -> Place:
     """The place that a source of `load_dataset` names. Raises DataError where there is none, naming near ones."""
+    place = _locate(source)
+    if place.path is not None and place.path.is_file() and is_table(place.path):
+        return replace(place, table=find_columns(place.path, columns))
+    if columns is not None:
+        raise DataError(f"{place.name}: columns are given, and this is neither a CSV (.csv, .csv.gz) nor a Parquet file")
+    return place
+
+
+def _locate(source: str | os.PathLike[str] | Mapping[str, Any]) -> Place:
     if isinstance(source, Mapping):
         return Place("arrays", arrays=source)
     text = os.fsdecode(source)
@@ -142,19 +160,22 @@ def locate(source: str | os.PathLike[str] | Mapping[str, Any]) -> Place:
     path = Path(text)
     if os.path.exists(text):  # Path.exists raises for names that are too long
         return Place(text, path)
-    if path.suffix in (".hdf5", ".h5", ".npz"):
+    if path.suffix in (".hdf5", ".h5", ".npz", ".csv", ".gz", ".parquet"):
         raise DataError(f"{text}: no such file{_nearest(path.name, _names(path.parent))}")
     return Place(text, _minari_path(text), dataset_id=text)
 
 
 @contextmanager
-def opened(place: Place, limit_bytes: int | None = None) -> Iterator[Columns]:
-    """The columns of a place as they are stored, most of them still in their file, which stays open meanwhile."""
+def opened(place: Place, limit_bytes: int | None = None, gaps: bool = False) -> Iterator[Columns]:
+    """The columns of a place as they are stored, most of them still in their file, which stays open meanwhile.
+
+    `gaps`: what is missing in a table is NaN, and not an error that names its column and line.
+    """
     if place.path is None:
         arrays = {field: np.asarray(place.arrays[key]) for field, key in pick(place.arrays, "arrays").items()}
-        yield Columns("arrays", **arrays)
+        yield described(Columns("arrays", **arrays), {name: np.asarray(place.arrays[name]) for name in SAID if name in place.arrays})
         return
-    with _open_file(place.path, limit_bytes) as columns:
+    with open_table(place.path, place.table, gaps) if place.table else _open_file(place.path, limit_bytes) as columns:
         columns.dataset_id = place.dataset_id or columns.dataset_id
         columns.stored = sum(path.stat().st_size for path in files(place.path))
         yield columns
@@ -170,18 +191,6 @@ def prepared(columns: Columns, action_space: Any = None, env_id: str | None = No
     if action_space is not None:
         columns.action_space = _space(action_space, math.prod(columns.actions.shape[1:]))
     return _complete(columns)
-
-
-def parse_action_space(text: str, size: int) -> Space:
-    """`discrete:N`, `continuous` (no bounds) or `box:LOW,HIGH` (the same bounds for each of the `size` entries)."""
-    if match := re.fullmatch(r"discrete:([1-9]\d{0,8})", text):
-        return Discrete(int(match[1]))
-    if text == "continuous":
-        return Box.of(size)
-    number = r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
-    if (match := re.fullmatch(rf"box:{number},{number}", text)) and float(match[1]) < float(match[2]):
-        return Box.of(size, float(match[1]), float(match[2]))
-    raise DataError(f"an action space is discrete:N, continuous or box:LOW,HIGH with LOW < HIGH, not {text!r}")
 
 
 def _space(value: Any, size: int) -> Space:
@@ -232,7 +241,7 @@ def _open_file(path: Path, limit_bytes: int | None) -> AbstractContextManager[Co
         return open_npz(path)
     if start == b"\x89HDF\r\n\x1a\n" or h5py.is_hdf5(path):
         return open_hdf5(path)
-    raise DataError(f"{path}: neither an HDF5 file nor an NPZ archive (it starts with {start!r})")
+    raise DataError(f"{path}: neither an HDF5 file nor an NPZ archive, nor a table by its name (it starts with {start!r})")
 
 
 def _entry(place: Place, reading: dict[str, Any]) -> Entry | None:

@@ -13,15 +13,20 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 
-from offrl.data.columns import Columns, pick
+from offrl.data.about import EPISODES, SAID, described
+from offrl.data.columns import Columns, afford, budget, cost, pick
 from offrl.data.dataset import DataError
 
 
 @contextmanager
 def open_npz(path: Path) -> Iterator[Columns]:
-    """The columns of an archive whose members are named as D4RL does (`observations`) or as here (`obs`)."""
+    """The columns of an archive whose members are named as D4RL does (`observations`) or as here (`obs`).
+
+    More members say more, such as `env_id`, or `action_low` with `action_high`; see data/about.py.
+    """
     with opened_npz(path) as members:
-        yield Columns(str(path), **{field: members[key] for field, key in pick(members, str(path)).items()})
+        columns = Columns(str(path), **{field: members[key] for field, key in pick(members, str(path)).items()})
+        yield described(columns, {name: members[name] if name in EPISODES else members[name].all() for name in SAID if name in members})
 
 
 @contextmanager
@@ -55,12 +60,17 @@ class Member:
             raise DataError(f"{self.name} holds Python objects, which are pickles and are never opened; save plain arrays of numbers")
         return file
 
+    def all(self) -> np.ndarray:
+        """The whole array, which may be a single value."""
+        afford(self.name, cost(self.shape, self.dtype.itemsize), budget(None))
+        with self.archive.open(self.info) as file:
+            array = npy.read_array(file, allow_pickle=False)
+            file.read()  # to the end, as below
+        return array
+
     def __getitem__(self, rows: slice) -> np.ndarray:
         if self.by_column and len(self.shape) > 1:
-            with self.archive.open(self.info) as file:
-                array = npy.read_array(file, allow_pickle=False)
-                file.read()  # to the end, as below
-            return array[rows]
+            return self.all()[rows]
         start, stop, _ = rows.indices(self.shape[0])
         if start < self._row:
             self._row, self._file = 0, self._open()
