@@ -48,6 +48,8 @@ class Train(Generic[A]):
     """How a D4RL file is read."""
     on_bad: Literal["error", "drop"] = "error"
     """What rows with NaN or infinity do: stop, or be left out."""
+    memory: Literal["auto", "ram", "map"] = "auto"
+    """Where the dataset is: in memory, or in mapped files under $OFFRL_CACHE; auto maps what training could not hold in memory."""
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -63,7 +65,7 @@ def train(arguments: Sequence[str]) -> None:
     seeds = parse_seeds(validate(args, "offrl train").seeds)
     on_gpu = args.config.device.startswith("cuda") or (args.config.device == "auto" and torch.cuda.is_available())
     how = ("stacked" if on_gpu else "processes") if args.how == "auto" else args.how
-    options = {name: getattr(args, name) for name in ("runs", "fresh", "on_bad", "semantics", "action_space")}
+    options = {name: getattr(args, name) for name in ("runs", "fresh", "on_bad", "semantics", "action_space", "memory")}
     with bars() as progress:
         bar = reporter(progress, f"{recipe} seed")
         if len(seeds) > 1 and how == "processes":

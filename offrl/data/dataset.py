@@ -159,26 +159,31 @@ class Dataset:
         for need in needs:
             if need not in NEEDS:
                 raise ValueError(f"a dataset has no column {need!r}; it derives {', '.join(NEEDS)}")
-        last = self.starts[1:] - 1
         keep = np.ones(len(self), bool)
-        keep[last[~self.last_known & ~self.terminated[last]]] = False
-        following = self.full_next_obs()
+        keep[self.unusable(needs)] = False
         optional: dict[str, np.ndarray] = {}
         if "next_action" in needs:
+            last = self.starts[1:] - 1
             following_action = np.concatenate([self.action[1:], self.action[-1:]])
             following_action[last] = self.action[last]  # masked where the episode terminated, left out where it did not
             optional["next_action"] = following_action
-            keep[last[~self.terminated[last]]] = False
         if "mc_return" in needs:
-            if gamma is None:
-                raise ValueError("mc_return needs gamma")
-            optional["mc_return"] = self._discounted(gamma)
+            optional["mc_return"] = self.discounted_returns(gamma)
         rows = slice(None) if keep.all() else keep
-        columns = {"obs": self.obs, "action": self.action, "reward": self.reward, "next_obs": following}
+        columns = {"obs": self.obs, "action": self.action, "reward": self.reward, "next_obs": self.full_next_obs()}
         columns["mask"] = (~self.terminated).astype(np.float32)
         return Transitions(**{k: torch.from_numpy(np.ascontiguousarray(v[rows])) for k, v in (columns | optional).items()})
 
-    def _discounted(self, gamma: float) -> np.ndarray:
+    def unusable(self, needs: Sequence[str] = ()) -> np.ndarray:
+        """(K,) ascending: the rows that `transitions` leaves out, all of them at the end of an unterminated episode."""
+        last = self.starts[1:] - 1
+        lacking = True if "next_action" in needs else ~self.last_known
+        return last[lacking & ~self.terminated[last]]
+
+    def discounted_returns(self, gamma: float | None) -> np.ndarray:
+        """(N,) the rewards from each row to its episode's end, discounted."""
+        if gamma is None:
+            raise ValueError("mc_return needs gamma")
         result = self.reward.astype(np.float64)
         last = self.starts[1:] - 1
         for back in range(1, int(self.lengths.max())):  # all episodes at once, from their ends

@@ -10,6 +10,7 @@ from offrl.core.space import Box
 from offrl.core.types import Spec
 
 OBS_EPS = 1e-3
+BLOCK = 1 << 16  # rows
 
 
 def identity(spec: Spec) -> dict[str, Tensor]:
@@ -29,12 +30,19 @@ def fitted(dataset, standardize: bool = True) -> dict[str, Tensor]:
     """
     scale = identity(dataset.spec)
     if standardize:
-        mean, std = dataset.obs.mean(0, dtype=np.float64), dataset.obs.std(0, dtype=np.float64)
+        mean, std = _moments(dataset.obs)
         scale["obs_mean"] = torch.from_numpy(mean.astype(np.float32))
-        scale["obs_std"] = torch.from_numpy(np.where(std == 0, 1.0, std + OBS_EPS).astype(np.float32))
+        scale["obs_std"] = torch.from_numpy(np.where(dataset.obs.min(0) == dataset.obs.max(0), 1.0, std + OBS_EPS).astype(np.float32))
     if isinstance(dataset.spec.action, Box) and not dataset.spec.action.bounded:
         scale |= _action_scale(dataset.action.min(0), dataset.action.max(0))
     return scale
+
+
+def _moments(obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each column in float64, a block of rows at a time: the rows may be more than memory holds."""
+    blocks = [slice(row, row + BLOCK) for row in range(0, len(obs), BLOCK)]
+    mean = sum(obs[rows].sum(0, dtype=np.float64) for rows in blocks) / len(obs)
+    return mean, np.sqrt(sum(((obs[rows] - mean) ** 2).sum(0) for rows in blocks) / len(obs))
 
 
 def _action_scale(low: np.ndarray, high: np.ndarray) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from offrl.core.resources import resource
 from offrl.data.check import transition_weighted_return
 from offrl.data.dataset import Dataset
 from offrl.data.load import load_dataset
+from offrl.data.transforms import scale_and_shift
 from offrl.envs.make import EnvError, env_for, make
 from offrl.envs.scores import normalize
 from offrl.recipes import offline
@@ -45,6 +46,11 @@ class Config(Generic[A]):
     """Transitions in a batch."""
     normalize: bool = True
     """Standardise observations by the dataset's mean and standard deviation."""
+    reward: Literal["raw", "antmaze_minus_one", "iql_locomotion", "standardise"] = "raw"
+    """Transform of the rewards that are learned from, by name; evaluation knows nothing of it."""
+    sampling: Literal["auto", "replay", "blocks"] = "auto"
+    """Batches: rows at random with replacement, packed in memory; or without, shuffled in blocks where they are. auto: blocks for mapped
+    data (--memory), else replay."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of hidden layers; everything else is float32."""
     steps: Annotated[int, Range(1)] = 1_000_000
@@ -73,7 +79,7 @@ class Config(Generic[A]):
     """Also log to this Weights & Biases project."""
 
 
-LEARNS = ("agent", "batch_size", "normalize", "precision")
+LEARNS = ("agent", "batch_size", "normalize", "reward", "sampling", "precision")
 
 
 def resolve(recipe: str, dataset_id: str, preset: str | None = None, overrides: dict[str, Any] | None = None) -> Config:
@@ -180,7 +186,8 @@ class Session:
             "env": self.env, "data": {
                 "name": name, "fingerprint": data.fingerprint, "rows": len(data), "episodes": data.episodes,
                 "return_mean": transition_weighted_return(data),
-            }, "versions": versions(),
+            }, "reward": dict(zip(("transform", "scale", "shift"), (config.reward, *scale_and_shift(config.reward, data)))),
+            "versions": versions(),
         }  # fmt: skip
         board = {"tensorboard": config.tensorboard}
         if config.wandb:
@@ -234,28 +241,36 @@ class Session:
         path = run.folder / "result.json"
         return self.env is None or (path.exists() and read_json(path)["step"] == step)
 
+    def _as_begun(self, key: str, asked: str, start: int) -> str:
+        """What was asked for, or for "auto" that with which the run began: only so are results equal bit for bit."""
+        before = self.runs[0].folder
+        return read_about(before).get(key, "auto") if asked == "auto" and start and (before / "run.json").exists() else asked
+
     def _mode(self, start: int) -> str:
-        """The mode asked for, or the one in which the run began: only within one mode are results equal bit for bit."""
-        mode, before, on_gpu = self.config.mode, self.runs[0].folder, self.device.startswith("cuda")
-        if mode == "cudagraph" and not on_gpu:
+        on_gpu = self.device.startswith("cuda")
+        if self.config.mode == "cudagraph" and not on_gpu:
             raise RunError(f"mode cudagraph needs a GPU; the device is {self.device}")
-        if mode == "auto" and start and (before / "run.json").exists():
-            mode = read_about(before).get("mode", "auto")
+        mode = self._as_begun("mode", self.config.mode, start)
         if mode == "auto" or (mode == "cudagraph" and not on_gpu):  # begun on a GPU, continued without
             mode, why = best_mode(self.device, self.steps)
             self.say(f"mode {mode}: {why}")
         return mode
 
+    def _sampling(self, start: int) -> str:
+        sampling = self._as_begun("sampling", self.config.sampling, start)
+        return sampling if sampling != "auto" else "blocks" if self.data.mapped else "replay"
+
     def _train(self, states, start, interrupt, progress) -> None:
-        c, agent, mode = self.config, self.agent, self._mode(start)
+        c, agent, mode, sampling = self.config, self.agent, self._mode(start), self._sampling(start)
         if self.env is not None:  # one step of it: better refused now than after hours
             hooks.evaluate_state(agent, states[0], self.env, 1, time_limit=1)
         for run in self.runs:
-            run.about["mode"] = mode
+            run.about |= {"mode": mode, "sampling": sampling}
             run.begin()
         state = stack(states) if self.stacked else states[0]
         state = hooks.tree_map(lambda leaf: leaf.to(self.device), state)
-        source = offline.source(agent, self.data, c, self.seeds if self.stacked else self.seeds[0], self.device)
+        seeds, reward = self.seeds if self.stacked else self.seeds[0], self.runs[0].about["reward"]
+        source = offline.source(agent, self.data, c, seeds, self.device, sampling, (reward["scale"], reward["shift"]))
         save = hooks.checkpoint_hook(self.runs, self.stacked, c.skip_nonfinite)
         each = [(c.log_every, hooks.log_hook(self.runs, self.stacked, start, c.skip_nonfinite))]
         if self.env is not None and c.eval_episodes:
@@ -264,7 +279,6 @@ class Session:
         each.append((max(100, self.steps // 1000), hooks.progress_hook(lambda done: progress(done, self.steps))))
         last = (self.steps, lambda step, state, metrics: step % c.checkpoint_every and save(step, state, metrics))
         progress(start, self.steps)
-        seeds = self.seeds if self.stacked else self.seeds[0]
         state = fit(agent, state, source, self.steps, [*each, last], start, seeds=seeds, mode=mode, precision=c.precision)
         if self.env is not None:
             for run, own in hooks.per_seed(self.runs, state, self.stacked):
