@@ -10,7 +10,7 @@ from offrl.core.space import Box
 from offrl.core.types import Spec
 
 OBS_EPS = 1e-3
-BLOCK = 1 << 16  # rows
+BLOCK = 1 << 13  # rows
 
 
 def identity(spec: Spec) -> dict[str, Tensor]:
