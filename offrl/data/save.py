@@ -1,27 +1,36 @@
-"""Datasets to files: NPZ, HDF5 in D4RL's layout, Minari folders. Each appears under its name whole or not at all."""
+"""Datasets to files: NPZ, HDF5 in D4RL's layout, CSV, Parquet, Minari folders. Each appears under its name whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import gzip
+import itertools
 import json
 import os
 import secrets
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import yaml
 from h5py import h5a, h5d, h5g, h5p, h5s, h5t
+from numpy.lib import format as npy
 
 from offrl.core.space import Box, Discrete, Space
+from offrl.data.about import EPISODES, spec_text
 from offrl.data.dataset import DataError, Dataset
 from offrl.data.minari import SERIES, check_id, minari_root
+from offrl.data.table import beside
 
 MINARI_VERSION = "0.5.0"  # the oldest version of the layout written here: every Minari from 0.5.0 on reads it
+BLOCK = 1 << 24  # bytes of rows that are written at once
 
 
 def save_minari(
@@ -32,21 +41,25 @@ def save_minari(
     env_spec_json: str | None,
     metadata: dict[str, Any],
     overwrite: bool = False,
+    lossy: bool = False,
 ) -> Path:
     """Writes `<root>/<dataset_id>/data` as Minari 0.5 lays it out and returns `<root>/<dataset_id>`; root is Minari's own by default.
 
     `env_spec_json` is `gymnasium.spec(env_id).to_json()`, from which Minari makes the environment again. `metadata` is added to
-    metadata.json: Minari's own words (author, algorithm_name, description, ...) and any other JSON values. An unterminated episode
-    whose last observation is unknown loses its last row, with a warning: Minari stores T + 1 observations. Raises DataError for an id
-    that Minari would not read, metadata that is set here, or next observations that are not the row below; FileExistsError where the
-    dataset is there already, unless `overwrite`.
+    metadata.json: Minari's own words (author, algorithm_name, description, ...) and any other JSON values.
+
+    Raises DataError for an id that Minari would not read, metadata that is set here, and what Minari cannot hold (see
+    `lost_in_minari`), unless it is to be `lossy`: then that is a warning. Raises FileExistsError where the dataset is there already,
+    unless `overwrite`.
     """
     root = minari_root() if root is None else Path(root)
     target = root / check_id(dataset_id)
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} is there already; overwrite=True replaces it")
-    if dataset.next_obs is not None:
-        raise DataError(f"{dataset_id}: some next observations are not the row below, which Minari cannot hold; save_d4rl and save_npz can")
+    if lost := lost_in_minari(dataset):
+        if not lossy:
+            raise DataError(f"{dataset_id}: Minari cannot hold {'; '.join(lost)}. Other formats can; lossy=True leaves it out")
+        warnings.warn(f"{dataset_id} is without {'; '.join(lost)}", stacklevel=2)
     about = _about(dataset, dataset_id, env_spec_json)
     if clash := sorted(set(about) & set(metadata)):
         raise DataError(f"{dataset_id}: {', '.join(clash)} in metadata.json follow from the dataset and cannot be given")
@@ -61,6 +74,19 @@ def save_minari(
     return target
 
 
+def lost_in_minari(dataset: Dataset) -> list[str]:
+    """What of a dataset Minari has no place for: it stores the T + 1 observations of each episode."""
+    last = dataset.starts[1:] - 1
+    unknown, terminated = ~dataset.last_known, dataset.terminated[last]
+    cut, made_up = int((unknown & ~terminated).sum()), int((unknown & terminated).sum())
+    lost = [f"the last row of {cut} episodes, whose next observation is not known"] if cut else []
+    if made_up:
+        lost.append(f"that the observation after {made_up} terminated episodes is not known (their last one stands for it)")
+    if dataset.next_obs is not None:
+        lost.append("next observations that are not the row below")
+    return lost
+
+
 def add_namespaces(target: Path, root: Path) -> None:
     """The file that Minari wants in each folder between its root and a dataset, where there is none."""
     for parent in list(target.relative_to(root).parents)[:-1]:
@@ -71,25 +97,85 @@ def add_namespaces(target: Path, root: Path) -> None:
 
 
 def save_npz(dataset: Dataset, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
-    """Writes an archive that `load_dataset` reads back: obs, action, reward, terminated, truncated, next_obs. Returns its path."""
-    with _file(Path(path), overwrite) as temporary, temporary.open("wb") as file:
-        names = ("obs", "action", "reward", "terminated", "truncated", "next_obs")
-        np.savez_compressed(file, **dict(zip(names, _rows(dataset, path), strict=False)))
+    """Writes an archive that `load_dataset` reads back exactly: obs, action, reward, terminated, truncated, next_obs. Returns its path."""
+    columns, said = _flat(dataset), _said(dataset)
+    with _file(Path(path), overwrite) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, column in zip(("obs", "action", "reward", "terminated", "truncated", "next_obs"), columns.values()):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                some = column(0, 1)
+                header = {"descr": some.dtype.str, "fortran_order": False, "shape": (len(dataset), *some.shape[1:])}
+                npy.write_array_header_1_0(member, header)
+                for start, stop in _spans(dataset):
+                    member.write(np.ascontiguousarray(column(start, stop)).data)
+        for name, value in said.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                npy.write_array(member, np.asarray(value), allow_pickle=False)
     return Path(path)
 
 
 def save_d4rl(dataset: Dataset, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
-    """Writes HDF5 in D4RL's layout with both flags and `next_observations`; attributes name the environment and the action bounds."""
-    spec = dataset.spec
-    names = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
+    """Writes HDF5 in D4RL's layout that `load_dataset` reads back exactly, with both flags and, where all are known, the next
+    observations; attributes name the environment and the action bounds. Returns its path.
+    """
+    spec, said = dataset.spec, _said(dataset)
     with _file(Path(path), overwrite) as temporary, h5py.File(temporary, "w") as file:
-        for name, column in zip(names, _rows(dataset, path), strict=False):
-            file.create_dataset(name, data=column, compression="gzip", compression_opts=4, shuffle=True, fletcher32=True)
+        for name, column in _flat(dataset).items():
+            some = column(0, 1)
+            stored = file.create_dataset(
+                name, (len(dataset), *some.shape[1:]), some.dtype, compression="gzip", compression_opts=4, shuffle=True, fletcher32=True
+            )
+            for start, stop in _spans(dataset):
+                stored[start:stop] = column(start, stop)
+        for name in EPISODES:
+            if name in said:
+                file[name] = said[name]
+        file.attrs["offrl_spec"] = said["offrl_spec"]
         if spec.env_id is not None:
             file.attrs["env_id"] = spec.env_id
         if isinstance(spec.action, Box) and spec.action.bounded:
             file.attrs.update(action_low=spec.action.low, action_high=spec.action.high)
     return Path(path)
+
+
+def save_parquet(dataset: Dataset, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
+    """Writes Parquet with a column a number (obs_0, obs_1, ...) that `load_dataset` reads back exactly. Returns its path."""
+    pa = _arrow()
+    from pyarrow import parquet
+
+    batches = _batches(dataset, pa)
+    first = next(batches)
+    schema = first.schema.with_metadata({"offrl": json.dumps(_roles(dataset, first.schema.names))})
+    with (
+        _file(Path(path), overwrite) as temporary,
+        temporary.open("wb") as file,
+        parquet.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        for batch in itertools.chain([first], batches):
+            writer.write_batch(batch)
+    return Path(path)
+
+
+def save_csv(dataset: Dataset, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
+    """Writes a CSV (in gzip if it is called .csv.gz) and a YAML file beside it that says what its columns are (obs_0, obs_1, ...), which
+    `load_dataset` reads back exactly. Returns the CSV's path.
+    """
+    pa, path = _arrow(), Path(path)
+    from pyarrow import csv
+
+    if not path.name.endswith((".csv", ".csv.gz")):
+        raise DataError(f"{path}: a CSV is known by its name; call it .csv or .csv.gz")
+    batches = _batches(dataset, pa)
+    first = next(batches)
+    with (
+        _file(path, overwrite) as temporary,
+        _file(beside(path), overwrite) as about,
+        gzip.open(temporary, "wb") if path.name.endswith(".gz") else temporary.open("wb") as file,
+        csv.CSVWriter(file, first.schema, write_options=csv.WriteOptions(quoting_style="none")) as writer,
+    ):
+        about.write_text(yaml.safe_dump(_roles(dataset, first.schema.names), sort_keys=False), encoding="utf-8")
+        for batch in itertools.chain([first], batches):
+            writer.write_batch(batch)
+    return path
 
 
 def _about(dataset: Dataset, dataset_id: str, env_spec_json: str | None) -> dict[str, Any]:
@@ -114,8 +200,6 @@ def _write_episodes(dataset: Dataset, path: Path) -> tuple[int, int]:
     """Steps and episodes written. The low-level calls take half the time of h5py's own; short episodes are nothing but calls."""
     last = dataset.starts[1:] - 1
     lengths = dataset.lengths - (~dataset.last_known & ~dataset.terminated[last])
-    if cut := int((lengths < dataset.lengths).sum()):
-        warnings.warn(f"{cut} episodes lose their last row, whose next observation is not known", stacklevel=3)
     if not lengths.any():
         raise DataError("no row has a known next observation, and Minari stores the one after the last step of each episode")
     columns = dict(zip(SERIES[1:], (dataset.action, dataset.reward, dataset.terminated, dataset.truncated), strict=True))
@@ -144,25 +228,97 @@ def _write_episodes(dataset: Dataset, path: Path) -> tuple[int, int]:
     return int(lengths.sum()), written
 
 
-def _rows(dataset: Dataset, path: str | os.PathLike[str]) -> tuple[np.ndarray, ...]:
-    """obs, action, reward, terminated, truncated and, where it is known, next_obs, for a file of rows.
+def _flat(dataset: Dataset) -> dict[str, Callable[[int, int], np.ndarray]]:
+    """Under D4RL's names, what reads the rows from one to another of each column of a flat file.
 
-    Rows alone cannot say that an episode was cut where no flag is set, so the cut is written as a time limit. Where only some
-    successors are known, rows without one are left out, with a warning.
+    Other readers of such files know flags alone, so that a cut where no flag is set is written as a time limit; EPISODES tell.
     """
+    last = dataset.starts[1:-1] - 1
+    timeouts = dataset.truncated.copy()
+    timeouts[last] |= ~dataset.terminated[last]
+    columns = {"observations": dataset.obs, "actions": dataset.action, "rewards": dataset.reward, "terminals": dataset.terminated}
+    flat = {name: partial(_slice, column) for name, column in (columns | {"timeouts": timeouts}).items()}
+    if dataset.last_known.all() or dataset.next_obs is not None:
+        flat["next_observations"] = partial(_following, dataset)
+    return flat
+
+
+def _slice(column: np.ndarray, start: int, stop: int) -> np.ndarray:
+    return column[start:stop]
+
+
+def _following(dataset: Dataset, start: int, stop: int) -> np.ndarray:
+    """The next observations of these rows; see `Dataset.full_next_obs`."""
+    if dataset.next_obs is not None:
+        return dataset.next_obs[start:stop]
+    following = np.empty((stop - start, *dataset.obs.shape[1:]), dataset.obs.dtype)
+    below = dataset.obs[start + 1 : stop + 1]
+    following[: len(below)] = below
+    episodes, rows = _last_rows(dataset, start, stop)
+    following[rows] = dataset.last_obs[episodes]
+    return following
+
+
+def _last_rows(dataset: Dataset, start: int, stop: int) -> tuple[slice, np.ndarray]:
+    """The episodes that end from row `start` to `stop`, and where in there their last rows are."""
     last = dataset.starts[1:] - 1
-    truncated = dataset.truncated.copy()
-    truncated[last[:-1]] |= ~dataset.terminated[last[:-1]]
-    columns = (dataset.obs, dataset.action, dataset.reward, dataset.terminated, truncated)
-    if dataset.next_obs is None and not dataset.last_known.any():
-        return columns
-    unknown = last[~dataset.last_known & ~dataset.terminated[last]]
-    if len(unknown) == 0:
-        return (*columns, dataset.full_next_obs())
-    warnings.warn(f"{path}: {len(unknown)} rows whose next observation is not known are left out", stacklevel=3)
-    before = unknown[unknown > dataset.starts[:-1][np.searchsorted(last, unknown)]] - 1
-    truncated[before] = True
-    return tuple(np.delete(column, unknown, axis=0) for column in (*columns, dataset.full_next_obs()))
+    episodes = slice(*np.searchsorted(last, (start, stop)))
+    return episodes, last[episodes] - start
+
+
+def _said(dataset: Dataset) -> dict[str, Any]:
+    """What else a flat file says, see data/about.py: EPISODES only where flags and next observations do not tell all."""
+    last = dataset.starts[1:] - 1
+    flagged = dataset.terminated[last] | dataset.truncated[last]
+    if dataset.last_known.all():
+        after = dataset.last_obs if dataset.next_obs is None else dataset.next_obs[last]
+    else:
+        after = None if dataset.last_known.any() or dataset.next_obs is not None else dataset.obs[last]
+    said: dict[str, Any] = {"offrl_spec": spec_text(dataset.spec)}
+    if not flagged[:-1].all() or after is None or after.tobytes() != dataset.last_obs.tobytes():
+        said |= zip(EPISODES, (dataset.starts, dataset.last_obs, dataset.last_known, dataset.truncated[last]))
+    return said
+
+
+def _spans(dataset: Dataset) -> Iterator[tuple[int, int]]:
+    """(start, stop) of blocks of rows."""
+    step = max(1, BLOCK * len(dataset) // dataset.nbytes)
+    return ((start, min(start + step, len(dataset))) for start in range(0, len(dataset), step))
+
+
+def _arrow() -> Any:
+    try:
+        import pyarrow
+    except ImportError:
+        raise ImportError('tables need pyarrow: pip install "offrl[tables]"') from None
+    return pyarrow
+
+
+def _batches(dataset: Dataset, pa: Any) -> Iterator[Any]:
+    """The rows as a table: `last_obs` has values in the last rows of episodes alone, and there where they are known."""
+    for start, stop in _spans(dataset):
+        columns = {"episode": np.searchsorted(dataset.starts, np.arange(start, stop), "right") - 1}
+        for field in ("obs", "action", "reward", "terminated", "truncated", "next_obs"):
+            if (column := getattr(dataset, field)) is not None:
+                columns |= _spread(field, column[start:stop])
+        if dataset.last_known.any() or dataset.next_obs is not None:
+            episodes, rows = _last_rows(dataset, start, stop)
+            after, there = np.zeros((stop - start, *dataset.obs.shape[1:]), np.float32), np.zeros(stop - start, bool)
+            after[rows], there[rows] = dataset.last_obs[episodes], dataset.last_known[episodes]
+            columns |= {name: pa.array(values, mask=~there) for name, values in _spread("last_obs", after)}
+        yield pa.record_batch(columns)
+
+
+def _spread(name: str, column: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    return iter([(name, column)]) if column.ndim == 1 else ((f"{name}_{i}", column[:, i]) for i in range(column.shape[1]))
+
+
+def _roles(dataset: Dataset, names: list[str]) -> dict[str, Any]:
+    """What the columns of such a table are; see data/table.py."""
+    roles = {name: name if name in names else f"{name}_*" for name in ("obs", "action", "reward")}
+    roles |= {name: name for name in ("episode", "terminated", "truncated")}
+    roles |= {name: f"{name}_*" for name in ("next_obs", "last_obs") if f"{name}_0" in names}
+    return roles | {"rows": len(dataset), "spec": spec_text(dataset.spec)}
 
 
 @contextlib.contextmanager

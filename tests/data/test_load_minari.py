@@ -165,15 +165,17 @@ def test_a_failed_replacement_leaves_the_old_dataset(tmp_path, monkeypatch):
 
 def test_an_episode_without_its_last_observation_loses_a_row():
     data = replace(episodes((3, 1, 4), "uut"), last_known=np.array([False, False, False]))
-    with pytest.warns(UserWarning, match="2 episodes lose their last row"):
+    with pytest.raises(DataError, match="cannot hold the last row of 2 episodes.*; that the observation after 1 terminated"):
         save_minari(data, "ns/x-v0", env_spec_json=None, metadata={})
+    with pytest.warns(UserWarning, match="is without the last row of 2 episodes"):
+        save_minari(data, "ns/x-v0", env_spec_json=None, metadata={}, lossy=True)
     with pytest.warns(UserWarning, match="1 of 2 episodes end without a flag"):
         loaded = load_dataset("ns/x-v0")
     assert loaded.lengths.tolist() == [2, 4]
     np.testing.assert_array_equal(loaded.last_obs[0], data.obs[2])
     np.testing.assert_array_equal(loaded.transitions().next_obs[:-1], data.transitions().next_obs[:-1])
-    with pytest.warns(UserWarning, match="lose their last row"), pytest.raises(DataError, match="no row has a known next"):
-        save_minari(data.subset([1]), "ns/y-v0", env_spec_json=None, metadata={})
+    with pytest.warns(UserWarning, match="without the last row"), pytest.raises(DataError, match="no row has a known next"):
+        save_minari(data.subset([1]), "ns/y-v0", env_spec_json=None, metadata={}, lossy=True)
 
 
 def test_an_episode_without_an_end_flag_is_reported_and_bootstraps():
