@@ -17,6 +17,7 @@ from offrl.core import registry
 from offrl.core.config import ConfigError, Range, validate
 from offrl.data.build import describe
 from offrl.data.dataset import DataError
+from offrl.data.load import load_dataset
 from offrl.recipes import common
 from offrl.recipes.parallel import train_in_processes
 from offrl.training import report
@@ -65,23 +66,24 @@ def train(arguments: Sequence[str]) -> None:
     seeds = parse_seeds(validate(args, "offrl train").seeds)
     on_gpu = args.config.device.startswith("cuda") or (args.config.device == "auto" and torch.cuda.is_available())
     how = ("stacked" if on_gpu else "processes") if args.how == "auto" else args.how
-    options = {name: getattr(args, name) for name in ("runs", "fresh", "on_bad", "semantics", "action_space", "memory")}
+    options = {name: getattr(args, name) for name in ("runs", "fresh")}
+    reading = {name: getattr(args, name) for name in ("on_bad", "semantics", "action_space", "memory")}
     with bars() as progress:
         bar = reporter(progress, f"{recipe} seed")
+        data = load_dataset(dataset, progress=partial(reporter(progress, "reading"), dataset), **reading)
         if len(seeds) > 1 and how == "processes":
             workers = min(len(seeds), args.workers or _cores())
             out.print(f"{len(seeds)} seeds, {workers} at a time, each in a process of one thread")
             prepare = partial(import_files, args.imports)
+            options |= reading  # each process reads for itself; what is mapped has been kept by now
             folders = train_in_processes(
                 recipe, dataset, args.config, seeds, workers, prepare=prepare, progress=bar, say=out.print, **options
             )
         else:
             if len(seeds) > 1:
                 out.print(f"{len(seeds)} seeds as one stack")
-            bar = partial(bar, args.seeds)
-            folders = common.train(
-                recipe, dataset, args.config, seeds=seeds, stacked=how == "stacked", progress=bar, say=out.print, **options
-            )
+            options |= {"name": common.name_of(dataset), "stacked": how == "stacked", "progress": partial(bar, args.seeds)}
+            folders = common.train(recipe, data, args.config, seeds=seeds, say=out.print, **options)
     conclude(folders)
 
 

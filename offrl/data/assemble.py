@@ -32,7 +32,8 @@ class Pieces:
         """Pieces of at most so many rows, or of one episode. Raises DataError where no row is left."""
         n, name, bad, some = len(self.columns), self.columns.name, Bad(), False
         for start, stop in spans(self.columns.starts, rows):
-            self.progress(start, n)
+            if start:
+                self.progress(start, n)
             after = int(self.as_d4rl and stop < n)  # the row below is a next observation by D4RL's rule
             afford(name, self.columns.cost * (stop - start) // n, (available_memory(), "available for one of its blocks or episodes"))
             part = self.columns.load(start, stop + after)
@@ -47,7 +48,8 @@ class Pieces:
         if bad:
             done = "kept" if self.on_bad == "report" else f"{bad.lost} of {n} rows dropped, episodes cut there"
             self.about["remarks"].append(f"{name}: {bad}; {done}")
-        self.progress(n, n)
+        if n > rows:
+            self.progress(n, n)
 
     def _settled(self, part: Columns, rows: int) -> tuple[Columns, Bad]:
         if not self.as_d4rl:

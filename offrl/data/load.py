@@ -66,7 +66,7 @@ def load_dataset(
     limit_bytes: refuse sources that claim to be larger.
     memory: "ram" reads all of it into memory; "map" keeps its columns in files under $OFFRL_CACHE (or ~/.cache/offrl), made once and
     mapped from then on, in bounded memory as long as one episode fits; "auto" maps what training could not hold in memory.
-    progress: called with the rows read and their number, now and then.
+    progress: called with the rows read and their number, where there is more than one block to read.
 
     Raises DataError naming the source and what is wrong with it.
     """

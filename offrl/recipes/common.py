@@ -132,6 +132,7 @@ def train(
     runs: str | Path = "runs",
     fresh: bool = False,
     stacked: bool = False,
+    name: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] = lambda text: None,
     **reading: Any,
@@ -141,12 +142,13 @@ def train(
     dataset: a Dataset, or what `load_dataset` takes (`reading` is passed on to it). config: a resolved Config, or
     nested overrides such as {"agent": {"alpha": 40.0}, "steps": 100_000}. Seeds run one after another, or as one with
     `stacked`. An unfinished run goes on where it stopped; a finished one is left as it is without `fresh`, and goes
-    on if `steps` asks for more. `progress(done, steps)` is called now and then, `say` told what was decided.
+    on if `steps` asks for more. `name` is what the dataset is called in the run's folder: its id or its file's, unless told
+    otherwise. `progress(done, steps)` is called now and then, `say` told what was decided.
 
     Raises RunError (Finished if all were), ConfigError, DataError, Diverged, Interrupted.
     """
     data = dataset if isinstance(dataset, Dataset) else load_dataset(dataset, **reading)
-    name = name_of(dataset)
+    name = name or name_of(dataset)
     config = validate(config) if isinstance(config, Config) else resolve(recipe, name, preset, config)
     if data.reward.ndim != 1:
         raise RunError(f"{recipe} learns from one reward; {name} has {data.reward.shape[1]} objectives")

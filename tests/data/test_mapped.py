@@ -247,7 +247,7 @@ def test_progress_counts_the_rows(hdf5, kept, monkeypatch):
     monkeypatch.setattr(assemble, "BLOCK", 4000)
     seen = []
     load_dataset(hdf5, memory="map", progress=lambda done, of: seen.append((done, of)))
-    assert seen[0] == (0, 500) and seen[-1] == (500, 500) and len(seen) > 3 and seen == sorted(seen)
+    assert 0 < seen[0][0] < 200 and seen[-1] == (500, 500) and len(seen) > 3 and seen == sorted(seen)
 
 
 def test_slow_formats_are_kept_and_come_back_into_memory(hdf5, kept, tmp_path):
