@@ -40,7 +40,8 @@ USAGE = """offrl COMMAND
   eval RUN               evaluate a trained policy
   export RUN             write a trained policy as ONNX
   data build ID          build a dataset by rolling out policies
-  data list              the datasets that can be built here
+  data list [PATTERN]    the datasets that can be built, fetched or loaded by id
+  data fetch ID          download a dataset, or the file of a URL
   data info DATASET      what is in a dataset
   data check DATASET     what is wrong with a dataset
 

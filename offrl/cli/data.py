@@ -1,4 +1,4 @@
-"""offrl data: build, list, info, check."""
+"""offrl data: build, info, check; list and fetch are in cli/catalog.py."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from functools import partial
 from typing import Annotated, Any
 
 import tyro
-from rich.table import Column, Table
+from rich.table import Table
 
+from offrl.cli.catalog import fetch_dataset, list_datasets
 from offrl.cli.console import bars, out, reporter
 from offrl.core.config import ConfigError, nearest
 from offrl.data import check as checks
-from offrl.data.build import build, describe, embedded
+from offrl.data.build import build, describe
 from offrl.data.dataset import DataError
 from offrl.data.load import load_dataset
 
@@ -77,21 +78,6 @@ def _behaviors(about: dict[str, Any]) -> None:
         out.print(f"mean score, weighted by transitions: {about['score_mean']:.1f}")
 
 
-def list_datasets(arguments: Sequence[str]) -> None:
-    tyro.cli(_Nothing, args=list(arguments), prog="offrl data list", description="The datasets that can be built here.")
-    table = Table(Column("id", no_wrap=True, min_width=max(map(len, embedded()))), "rows", "mean score", "what it is", box=None)
-    for name in embedded():
-        about = describe(name)
-        score = "" if about.get("score_mean") is None else f"{about['score_mean']:.1f}"
-        table.add_row(name, f"{about['rows']:,}", score, about["description"])
-    out.print(table)
-
-
-@dataclass(frozen=True)
-class _Nothing:
-    pass
-
-
 @dataclass(frozen=True)
 class Source:
     dataset: Annotated[str, tyro.conf.Positional]
@@ -123,6 +109,7 @@ def check(arguments: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "build": build_dataset,
     "list": list_datasets,
+    "fetch": fetch_dataset,
     "info": info,
     "check": check,
 }
