@@ -12,6 +12,7 @@ from rich.table import Table
 
 from offrl.cli.catalog import fetch_dataset, list_datasets
 from offrl.cli.console import bars, out, reporter
+from offrl.cli.reshape import convert, merge_datasets, split, subset
 from offrl.core.config import ConfigError, nearest
 from offrl.data import check as checks
 from offrl.data.build import build, describe
@@ -112,6 +113,10 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "fetch": fetch_dataset,
     "info": info,
     "check": check,
+    "convert": convert,
+    "merge": merge_datasets,
+    "split": split,
+    "subset": subset,
 }
 
 

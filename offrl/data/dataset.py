@@ -94,10 +94,7 @@ class Dataset:
         if next_obs is None:
             last_obs, known = obs[last].copy(), np.zeros(len(last), bool)
         else:
-            last_obs, known = next_obs[last].copy(), np.ones(len(last), bool)
-            inside = ~ends[:-1]
-            if np.array_equal(next_obs[:-1][inside], obs[1:][inside]):
-                next_obs = None
+            last_obs, known, next_obs = next_obs[last].copy(), np.ones(len(last), bool), _unless_below(next_obs, obs, starts)
         spec = Spec(Box.of(obs.shape[1]), action_space, env_id, dataset_id, ref_min, ref_max)
         return cls(obs, action, reward, terminated, truncated, starts, last_obs, known, spec, next_obs)
 
@@ -205,7 +202,8 @@ class Dataset:
         columns = {k: getattr(self, k)[rows] for k in ("obs", "action", "reward", "terminated", "truncated")}
         columns |= {k: getattr(self, k)[chosen] for k in ("last_obs", "last_known")}
         starts = np.concatenate([[0], np.cumsum(self.lengths[chosen])])
-        return replace(self, **columns, starts=starts, next_obs=None if self.next_obs is None else self.next_obs[rows])
+        next_obs = None if self.next_obs is None else _unless_below(self.next_obs[rows], columns["obs"], starts)
+        return replace(self, **columns, starts=starts, next_obs=next_obs)
 
     def split(self, fractions: Sequence[float], by: str = "episode", seed: int = 0) -> tuple[Dataset, ...]:
         """Disjoint parts whose shares of the episodes are `fractions` (summing to at most 1), drawn without order."""
@@ -218,6 +216,13 @@ class Dataset:
         if (np.diff(cuts) == 0).any():
             raise DataError(f"{self.episodes} episodes are too few for the fractions {tuple(fractions)}")
         return tuple(self.subset(np.sort(order[a:b])) for a, b in zip(cuts[:-1], cuts[1:], strict=True))
+
+
+def _unless_below(next_obs: np.ndarray, obs: np.ndarray, starts: np.ndarray) -> np.ndarray | None:
+    """The next observations, unless each is the row below, ends of episodes aside: data that is equal is kept in one way."""
+    inside = np.ones(len(obs) - 1, bool)
+    inside[starts[1:-1] - 1] = False
+    return None if np.array_equal(next_obs[:-1][inside], obs[1:][inside]) else next_obs
 
 
 def _floats(value: Any, field: str, name: str) -> np.ndarray:

@@ -148,7 +148,7 @@ def save_parquet(dataset: Dataset, path: str | os.PathLike[str], overwrite: bool
     with (
         _file(Path(path), overwrite) as temporary,
         temporary.open("wb") as file,
-        parquet.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer,
+        parquet.ParquetWriter(file, schema, compression="zstd", use_dictionary=["episode"], write_page_checksum=True) as writer,
     ):
         for batch in itertools.chain([first], batches):
             writer.write_batch(batch)

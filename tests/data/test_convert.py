@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import h5py
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
