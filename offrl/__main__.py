@@ -44,7 +44,7 @@ USAGE = """offrl COMMAND
   data fetch ID          download a dataset, or the file of a URL
   data info DATASET      what is in a dataset
   data check DATASET     what is wrong with a dataset
-  data convert, merge, split, subset    datasets to files, in other formats and other parts
+  data convert DATASET OUT    write it in another format; likewise data merge, split, subset
 
 DATASET is an id or a path (HDF5, NPZ, CSV, Parquet, a Minari folder). `offrl COMMAND --help` lists the flags of a command."""
 
