@@ -1,0 +1,346 @@
+"""Reading and sampling of a million rows: time and memory, here, in d3rlpy and in Minari; and of data that is larger than memory.
+
+    python benchmarks/peers/d3rlpy_speed.py setup runs/d3rlpy-env
+    python benchmarks/data.py --d3rlpy runs/d3rlpy-env
+
+Each case is a fresh process of one thread; its memory is its peak less what it held once everything was imported. Sampling takes batches
+of 256 in turns of a second, the cases one after another (A B A B). Cold: the mapped files are dropped from the page cache before each
+turn. Limited: RLIMIT_DATA leaves a quarter of the dataset's size. Results go to results/data.json and cards/data.md below its mark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROWS, OBS, ACTION, EPISODE = 1_000_000, 17, 6, 1_000
+
+
+def status(key: str) -> int:
+    """MiB of a line of /proc/self/status."""
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) // 1024
+
+
+def rows() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    obs = rng.standard_normal((ROWS, OBS), np.float32)
+    ends = np.arange(ROWS) % EPISODE == EPISODE - 1
+    columns = {"observations": obs, "actions": np.tanh(rng.standard_normal((ROWS, ACTION), np.float32))}
+    columns |= {"rewards": rng.standard_normal(ROWS, np.float32), "terminals": np.zeros(ROWS, bool), "timeouts": ends}
+    return columns | {"next_observations": np.roll(obs, -1, 0)}
+
+
+# --- cases of reading, each in a process of its own -----------------------------------------------------------------------------------
+
+
+def read_offrl(source: str):
+    import offrl
+
+    return lambda: len(offrl.load_dataset(source))
+
+
+def read_offrl_mapped(source: str):
+    import offrl
+
+    return lambda: len(offrl.load_dataset(source, memory="map"))
+
+
+def read_d3rlpy(source: str):
+    """As its users read a D4RL file: the arrays by h5py, then its dataset."""
+    import h5py
+    from d3rlpy.dataset import MDPDataset
+
+    def read() -> int:
+        with h5py.File(source) as file:
+            columns = {key: file[key][()] for key in ("observations", "actions", "rewards", "terminals", "timeouts")}
+        return MDPDataset(**columns).transition_count
+
+    return read
+
+
+def read_d3rlpy_own(source: str):
+    """Its own format, as `dump` writes it."""
+    from d3rlpy.dataset import InfiniteBuffer, MDPDataset, ReplayBuffer
+
+    own = f"{source}.d3rlpy"
+    if not os.path.exists(own):
+        with open(own, "w+b") as file:
+            MDPDataset(**{key: column for key, column in rows().items() if key != "next_observations"}).dump(file)
+
+    def read() -> int:
+        with open(own, "rb") as file:
+            return ReplayBuffer.load(file, InfiniteBuffer()).transition_count
+
+    return read
+
+
+def read_minari(source: str):
+    """Every episode, joined to the arrays that training needs."""
+    import minari
+
+    def read() -> int:
+        episodes = list(minari.load_dataset(source).iterate_episodes())
+        columns = [np.concatenate([getattr(e, key) for e in episodes]) for key in ("actions", "rewards", "terminations", "truncations")]
+        columns += [np.concatenate([e.observations[:-1] for e in episodes]), np.concatenate([e.observations[1:] for e in episodes])]
+        return len(columns[0])
+
+    return read
+
+
+READERS = {name.removeprefix("read_"): case for name, case in list(globals().items()) if name.startswith("read_")}
+
+
+def read_case(name: str, source: str) -> None:
+    """One reading; `d3rlpy_own` and what builds a cache have been made ready by then."""
+    read = READERS[name](source)
+    before, start = status("VmRSS"), time.perf_counter()
+    count = read()
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(json.dumps({"rows": count, "seconds": seconds, "peak_mib": peak - before, "kept_mib": status("VmRSS") - before}))
+
+
+def one(python: str, name: str, source: str) -> dict:
+    command = [python, str(HERE / "data.py"), "--case", name, source]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        raise RuntimeError(f"{name}: {done.stderr[-1500:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# --- sampling ------------------------------------------------------------------------------------------------------------------------
+
+
+def evict(data) -> None:
+    """Drops the mapped files of a dataset from the page cache."""
+    import mmap
+
+    for name in ("obs", "action", "reward", "terminated"):
+        column = getattr(data, name)
+        column._mmap.madvise(mmap.MADV_DONTNEED)
+        with open(column.filename, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def turn(draw, seconds: float, first: int) -> tuple[float, int]:
+    """Batches a second, and the step that comes next."""
+    step, start = first, time.perf_counter()
+    while (now := time.perf_counter()) - start < seconds:
+        for _ in range(20):
+            draw(step)
+            step += 1
+    return (step - first) / (now - start), step
+
+
+def sample_case(source: str, d3rlpy: bool) -> None:
+    """Answers `CASE` lines on stdin with batches a second."""
+    if d3rlpy:
+        from d3rlpy.dataset import MDPDataset
+
+        data = MDPDataset(**{key: column for key, column in rows().items() if key != "next_observations"})
+        draws = {"d3rlpy": lambda step: data.sample_transition_batch(256)}
+    else:
+        import offrl
+        from offrl.training.blocks import BlockReplay
+        from offrl.training.sources import Replay
+
+        mapped = offrl.load_dataset(source, memory="map")
+        replay, warm, cold = Replay(offrl.load_dataset(source), 256), BlockReplay(mapped, 256), BlockReplay(mapped, 256)
+        draws = {"in memory": replay, "mapped, warm": warm, "mapped, cold": cold}
+    steps = dict.fromkeys(draws, 0)
+    for case, draw in draws.items():
+        _, steps[case] = turn(draw, 1.0, 0)
+    print(json.dumps(list(draws)), flush=True)
+    for line in sys.stdin:
+        case = json.loads(line)
+        if case == "mapped, cold":
+            evict(mapped)
+        rate, steps[case] = turn(draws[case], 1.0, steps[case])
+        print(json.dumps(rate), flush=True)
+
+
+def sample(pythons: list[tuple[str, bool]], source: str, turns: int) -> dict[str, list[float]]:
+    processes = {}
+    for python, d3rlpy in pythons:
+        command = [python, str(HERE / "data.py"), "--sample", source, *(["--peer"] if d3rlpy else [])]
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        hello = next(line for line in process.stdout if line.startswith("["))  # d3rlpy has things to say before
+        processes |= dict.fromkeys(json.loads(hello), process)
+    found: dict[str, list[float]] = {case: [] for case in processes}
+    for _ in range(turns):
+        for case, process in processes.items():
+            print(json.dumps(case), file=process.stdin, flush=True)
+            found[case].append(json.loads(process.stdout.readline()))
+    for process in processes.values():
+        process.stdin.close()
+    return found
+
+
+# --- larger than memory --------------------------------------------------------------------------------------------------------------
+
+
+def limited_case(source: str, part: float) -> None:
+    """Reads, maps and samples under RLIMIT_DATA; the memory of the process, second by second."""
+    import threading
+
+    import offrl
+    from offrl.data import assemble
+    from offrl.training.blocks import BlockReplay
+
+    tiny = offrl.Dataset.from_arrays(np.zeros((600, 2)), np.zeros((600, 1)), np.zeros(600), np.ones(600))
+    BlockReplay(tiny, 256)(0)  # what is imported on the way
+    size = ROWS * 4 * (OBS + ACTION + 1)
+    assemble.BLOCK = 1 << 23
+    limit = (status("VmData") << 20) + int(part * size)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    curve, over, begin = [], threading.Event(), time.perf_counter()
+
+    def watch() -> None:
+        while not over.wait(0.25):
+            curve.append([round(time.perf_counter() - begin, 2), status("RssAnon"), status("RssFile")])
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    data = offrl.load_dataset(source)
+    read = time.perf_counter() - begin
+    source_of_batches = BlockReplay(data, 256, window=1 << 24)
+    _, step = turn(source_of_batches, 2.0, 0)
+    rate, step = turn(source_of_batches, 20.0, step)
+    over.set()
+    watcher.join()
+    shape = {"mapped": data.mapped, "read_s": read, "batches_per_s": rate, "epochs": step * 256 / ROWS}
+    print(json.dumps(shape | {"room_mib": int(part * size) >> 20, "size_mib": size >> 20, "curve": curve}))
+
+
+# --- all of it -----------------------------------------------------------------------------------------------------------------------
+
+
+def measure(d3rlpy: str | None, repeats: int, turns: int) -> dict:
+    import h5py
+
+    from offrl.data.load import load_dataset
+    from offrl.data.save import save_minari
+
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
+        os.environ |= {"OFFRL_CACHE": f"{folder}/cache", "MINARI_DATASETS_PATH": f"{folder}/minari"}
+        path = f"{folder}/rows.hdf5"
+        with h5py.File(path, "w") as file:
+            for key, column in rows().items():
+                file.create_dataset(key, data=column, compression="gzip")
+        save_minari(load_dataset(path, semantics="strict"), "bench/rows-v0", folder + "/minari", env_spec_json=None, metadata={})
+        here, cases = sys.executable, []
+        cases += [("offrl, HDF5", here, "offrl", path), ("offrl, Minari, first time", here, "offrl", "bench/rows-v0")]
+        cases += [("offrl, Minari, again", here, "offrl", "bench/rows-v0"), ("minari, its own", here, "minari", "bench/rows-v0")]
+        cases += [("offrl, HDF5 mapped, first time", here, "offrl_mapped", path), ("offrl, HDF5 mapped, again", here, "offrl_mapped", path)]
+        if d3rlpy:
+            peer = f"{d3rlpy}/bin/python"
+            one(peer, "d3rlpy_own", path)  # writes it
+            cases += [("d3rlpy, HDF5 by h5py", peer, "d3rlpy", path), ("d3rlpy, its own format", peer, "d3rlpy_own", path)]
+        reading: dict[str, list[dict]] = {}
+        for _ in range(repeats):
+            subprocess.run(["rm", "-rf", f"{folder}/cache"], check=True)
+            for label, python, name, source in cases:
+                reading.setdefault(label, []).append(one(python, name, source))
+        pythons = [(here, False)] + ([(f"{d3rlpy}/bin/python", True)] if d3rlpy else [])
+        sampling = sample(pythons, path, turns)
+        command = [here, str(HERE / "data.py"), "--limited", path]
+        subprocess.run(["rm", "-rf", f"{folder}/cache"], check=True)
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        if done.returncode:
+            raise RuntimeError(done.stderr[-1500:])
+        limited = json.loads(done.stdout.splitlines()[-1])
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    return {"commit": commit, "machine": machine, "reading": reading, "sampling": sampling, "limited": limited}
+
+
+def spread(values: list[float], digits: int) -> str:
+    return f"{statistics.median(values):,.{digits}f} [{min(values):,.{digits}f}, {max(values):,.{digits}f}]"
+
+
+def card(found: dict) -> str:
+    lines = [f"Machine: {found['machine']}, one thread a process; commit {found['commit']}.", ""]
+    lines += ["| reading | seconds, median [min, max] | peak memory, MiB | memory kept, MiB |", "|---|---|---|---|"]
+    for label, runs in found["reading"].items():
+        columns = (
+            spread([run["seconds"] for run in runs], 2),
+            *(spread([run[key] for run in runs], 0) for key in ("peak_mib", "kept_mib")),
+        )
+        lines.append(f"| {label} | {' | '.join(columns)} |")
+    base = statistics.median(found["sampling"]["in memory"])
+    lines += ["", "| sampling | batches of 256 a second, median [min, max] | against in memory |", "|---|---|---|"]
+    for label, rates in found["sampling"].items():
+        lines.append(f"| {label} | {spread(rates, 0)} | {statistics.median(rates) / base:.2f} |")
+    limited = found["limited"]
+    anonymous = [row[1] for row in limited["curve"]]
+    late = anonymous[len(anonymous) // 2 :]
+    lines += [
+        "",
+        f"Under RLIMIT_DATA with {limited['room_mib']} MiB of room for {limited['size_mib']} MiB of columns: read and mapped in "
+        f"{limited['read_s']:.1f} s, then {limited['batches_per_s']:,.0f} batches/s over {limited['epochs']:.1f} epochs. Anonymous memory "
+        f"over the second half: {min(late)} to {max(late)} MiB (its peak, while reading: {max(anonymous)} MiB).",
+        "",
+        "![memory](data_memory.png)",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def plot(limited: dict) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    seconds, anonymous, mapped = zip(*limited["curve"])
+    figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
+    axes.plot(seconds, anonymous, color="#0072B2", label="anonymous")
+    axes.plot(seconds, mapped, color="#999999", label="mapped files in the page cache")
+    axes.axhline(limited["size_mib"], color="#D55E00", linestyle=":", label="the dataset's columns")
+    axes.axvline(limited["read_s"], color="black", linewidth=0.5)
+    axes.set(xlabel="seconds (reading ends at the line)", ylabel="MiB", ylim=(0, None))
+    axes.legend(fontsize=7, frameon=False)
+    figure.savefig(HERE / "cards" / "data_memory.png", dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--d3rlpy", help="an environment that peers/d3rlpy_speed.py has set up")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=10)
+    parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--sample", help=argparse.SUPPRESS)
+    parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--limited", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.case:
+        return read_case(*args.case)
+    if args.sample:
+        return sample_case(args.sample, args.peer)
+    if args.limited:
+        return limited_case(args.limited, 0.25)
+    found = measure(args.d3rlpy, args.repeats, args.turns)
+    (HERE / "results" / "data.json").write_text(json.dumps(found, indent=1))
+    plot(found["limited"])
+    path = HERE / "cards" / "data.md"
+    before = path.read_text().partition("<!-- table -->\n")[0]
+    path.write_text(before + "<!-- table -->\n" + card(found))
+    print(card(found))
+
+
+if __name__ == "__main__":
+    main()
