@@ -1,28 +1,34 @@
-"""Minari datasets (the HDF5 layout of Minari 0.5), read without minari, gymnasium or an environment.
+"""Minari datasets (the layouts of Minari 0.5: HDF5, Arrow, Parquet), read without minari, gymnasium or an environment.
 
-A dataset is a folder `<root>/<id>/data` with `metadata.json` and `main_data.hdf5`; episode i of T steps is a group `episode_<i>` of
-T + 1 observations and T actions, rewards, terminations and truncations.
+A dataset is a folder `<root>/<id>/data` with `metadata.json` and the storage of its episodes (data/minari_storage.py); an episode of T
+steps is T + 1 observations and T actions, rewards, terminations and truncations.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
-from h5py import h5d, h5g, h5s
 
-from offrl.core.space import Box, Discrete, Space
+from offrl.core.space import Discrete, Space
 from offrl.data import cache
 from offrl.data.columns import Columns, afford, budget, cost, home_folder
 from offrl.data.dataset import DataError
-from offrl.data.hdf5 import opened, own
+from offrl.data.hdf5 import opened
+from offrl.data.minari_storage import SERIES, Groups, Header, Tables, inside, read_json
+from offrl.data.rows import EpisodeRows, observation_rows
+from offrl.data.spaces import Part, UnknownSpace, box, parts, words
 
 ID = re.compile(r"(?![A-Za-z0-9_-]/[^/]*$)(?:[A-Za-z0-9_-]+/)*[A-Za-z0-9_-]+-v\d{1,9}", re.ASCII)
-SERIES = ("observations", "actions", "rewards", "terminations", "truncations")
+FORMATS = ("hdf5", "arrow", "parquet")
+KEEP = 1 << 26  # bytes: the first episodes are read when their headers are, since opening a short one again takes longer
 
 
 def check_id(dataset_id: str) -> str:
@@ -38,68 +44,73 @@ def minari_root() -> Path:
     return home_folder("MINARI_DATASETS_PATH", "~/.minari/datasets")
 
 
-def read_minari(folder: Path, limit_bytes: int | None = None) -> Columns:
+@contextmanager
+def open_minari(folder: Path) -> Iterator[Columns]:
     """The columns of a dataset folder, or of the `data` folder in it; `ends` and `last_obs` say where its episodes end.
 
-    The first reading leaves the columns in the cache (see data/cache.py). Raises DataError where the folder is half written, or holds
-    observations that are not a Box or actions that are neither a Box nor Discrete.
+    Observations and actions that are a Dict or a Tuple are laid out in one row, in the order of data/spaces.py. Raises DataError where
+    the folder is half written, a link leads out of it, or observations are not a Box or made of Boxes and MultiBinaries, or actions
+    neither that (without MultiBinaries) nor Discrete.
     """
-    data = _data(folder)
+    data = next((each for each in (folder / "data", folder) if (each / "metadata.json").is_file()), None)
     if data is None:
         raise DataError(f"{folder}: no data/metadata.json in it; a folder whose writing was interrupted is not read")
-    about = _metadata(data / "metadata.json")
-    if about.get("data_format", "hdf5") != "hdf5":
-        raise DataError(f"{folder}: its data is in the {about['data_format']} format, and hdf5 is the one that is read")
-    observations = _space(about, "observation_space", folder)
-    if isinstance(observations, Discrete):
-        raise DataError(f"{folder}: its observations are a Discrete space, and Box is the one that is read")
+    about = read_json(data / "metadata.json", folder)
+    kind = about.get("data_format", "hdf5")
+    if kind not in FORMATS:
+        raise DataError(f"{folder}: its data is in the {kind} format, and {', '.join(FORMATS)} are those that are read")
+    layout, stored_as, space = _layout(about, folder)
+    if "minari_version" not in about:
+        raise DataError(
+            f"{folder}: no minari_version in its metadata.json, which Minari writes when a dataset is done: its writing was interrupted; "
+            "write it anew"
+        )
+    with _storage(data, folder, kind, layout, stored_as) as storage:
+        columns = _columns(storage, about.get("total_episodes"), layout)
+        dataset_id, scores = about.get("dataset_id"), [about.get(key) for key in ("ref_min_score", "ref_max_score")]
+        low, high = (float(score) if isinstance(score, int | float) else None for score in scores)
+        yield Columns(
+            str(folder), **columns, action_space=space, env_id=_env_id(about), slow=True,
+            dataset_id=dataset_id if isinstance(dataset_id, str) else None, ref_min=low, ref_max=high,
+        )  # fmt: skip
+
+
+@contextmanager
+def _storage(data: Path, folder: Path, kind: str, layout: dict[str, list[Part]], stored_as: dict[str, str]) -> Iterator[Groups | Tables]:
+    if kind != "hdf5":
+        yield Tables(data, kind, layout, stored_as)
+        return
     main = data / "main_data.hdf5"
     if not main.is_file():
         raise DataError(f"{folder}: no data/main_data.hdf5 in it; a folder whose writing was interrupted is not read")
-    kept, room = cache.entry(main), budget(limit_bytes)
-    if kept is not None and kept.is_file():
-        afford(str(folder), kept.stat().st_size, room)
-    arrays = cache.recall(main)
-    if arrays is None:
-        arrays = _read(main, about.get("total_episodes"), room)
-        cache.remember(main, arrays)
-    dataset_id = about.get("dataset_id")
-    scores = [float(s) if isinstance(s := about.get(key), int | float) else None for key in ("ref_min_score", "ref_max_score")]
-    return Columns(
-        str(folder), **arrays, action_space=_space(about, "action_space", folder), env_id=_env_id(about),
-        dataset_id=dataset_id if isinstance(dataset_id, str) else None, ref_min=scores[0], ref_max=scores[1],
-    )  # fmt: skip
+    with opened(inside(main, folder)) as file:
+        yield Groups(file, main, layout, stored_as)
 
 
-def _data(folder: Path) -> Path | None:
-    return next((data for data in (folder / "data", folder) if (data / "metadata.json").is_file()), None)
-
-
-def _metadata(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: not a JSON object")
-    return value
-
-
-def _space(about: dict[str, Any], key: str, folder: Path) -> Space | None:
-    if key not in about:
-        return None
-    try:
-        value = json.loads(about[key])
-        kind = value["type"]
-        if kind == "Discrete" and value["start"] == 0:
-            return Discrete(int(value["n"]))
-        if kind == "Box":
-            return Box.of(int(np.prod(value["shape"])), value["low"], value["high"])
-    except (TypeError, ValueError, KeyError) as error:
-        raise DataError(f"{folder}: {key} in metadata.json cannot be read ({error!r})") from error
-    inside = f" of {', '.join(value['subspaces'])}" if isinstance(value.get("subspaces"), dict) else ""
-    kind = f"Discrete from {value['start']}" if kind == "Discrete" else kind
-    raise DataError(f"{folder}: its {key} is {kind}{inside}; Box observations and Box or Discrete (from 0) actions are what is read")
+def _layout(about: dict[str, Any], folder: Path) -> tuple[dict[str, list[Part]], dict[str, str], Space | None]:
+    """The arrays of each series, how the two that may be several are stored, in words, and the action space."""
+    layout: dict[str, list[Part]] = {key: [Part()] for key in SERIES}
+    layout |= {key: [Part(shape=())] for key in SERIES[3:]}
+    stored_as, space = dict.fromkeys(SERIES, "one array"), None
+    for key, series in (("observation_space", "observations"), ("action_space", "actions")):
+        if key not in about:
+            continue
+        try:
+            value = json.loads(about[key])
+            stored_as[series], kind = words(value), value["type"]
+            if kind == "Discrete" and value["start"] == 0:
+                layout[series], space = [Part(shape=())], Discrete(int(value["n"]))
+            else:
+                layout[series] = parts(value)
+                space = box(layout[series]) if series == "actions" else None
+        except UnknownSpace as error:
+            read = "Box observations and Box or Discrete (from 0) actions are what is read, and dictionaries of Boxes"
+            raise DataError(f"{folder}: its {key} is {error}; {read}") from None
+        except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+            raise DataError(f"{folder}: {key} in metadata.json cannot be read ({error!r})") from error
+        if kind == "Discrete" and series == "observations":
+            raise DataError(f"{folder}: its observations are a Discrete space, and Box is the one that is read")
+    return layout, stored_as, space
 
 
 def _env_id(about: dict[str, Any]) -> str | None:
@@ -110,70 +121,95 @@ def _env_id(about: dict[str, Any]) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _read(main: Path, count: Any, room: tuple[float, str]) -> dict[str, np.ndarray]:
-    with opened(main) as file:
-        if count != len(file) or not count:
-            raise DataError(f"{main}: metadata.json counts {count} episodes, the file holds {len(file)}; its writing was interrupted")
-        parts: dict[str, list[np.ndarray]] = {key: [] for key in SERIES}
-        needed = 0
-        for i in range(count):
-            episode = _episode(file, main, i)
-            steps = _steps(main, i, {key: series.shape for key, (series, _) in episode.items()})
-            needed += sum(cost(series.shape, dtype.itemsize) for series, dtype in episode.values())
-            afford(str(main), needed, room)
-            for key, (series, dtype) in episode.items():
-                array = np.empty(series.shape, dtype)
-                series.read(h5s.ALL, h5s.ALL, array)
-                array = array.reshape(len(array), -1) if key == "observations" or array.ndim > 2 else array
-                if parts[key] and parts[key][0].shape[1:] != array.shape[1:]:
-                    raise DataError(
-                        f"{main}: {key} of episode {i} are {array.shape[1:]} wide, those of episode 0 {parts[key][0].shape[1:]}"
-                    )
-                parts[key].append(array)
-            for key in SERIES[3:]:
-                if parts[key][-1][: steps - 1].any():
-                    raise DataError(f"{main}: episode {i} goes on after its {key} end it at step {int(parts[key][-1].argmax())}")
-    return _columns(parts)
+def _columns(storage: Groups | Tables, count: Any, layout: dict[str, list[Part]]) -> dict[str, Any]:
+    """The columns, after all that headers can tell was looked at. Only the flags are read, and what is not worth coming back for."""
+    if type(count) is not int or count != storage.count or not count:
+        raise DataError(f"{storage.name}: metadata.json counts {count} episodes, {storage.holds}; its writing was interrupted")
+    tails: dict[str, list[tuple[int, ...] | None]] = {key: [part.shape for part in parts] for key, parts in layout.items()}
+    types: dict[str, set[np.dtype]] = {key: set() for key in SERIES}
+    flags: dict[str, list[np.ndarray]] = {key: [] for key in SERIES[3:]}
+    kept: dict[int, dict[str, list[np.ndarray]]] = {}
+    lengths, needed, room = [], 0, budget(None)
+    for i in range(count):
+        header = storage.header(i)
+        lengths.append(_steps(storage.name, i, header))
+        needed += sum(cost(shape, dtype.itemsize) for arrays in header.values() for shape, dtype in arrays)
+        afford(storage.name, needed, room)
+        _fit(storage.name, i, header, tails)
+        for key, arrays in header.items():
+            types[key] |= {dtype for _, dtype in arrays}
+        if needed <= KEEP:
+            kept[i] = {key: storage.read(i, key, 0, arrays[0][0][0]) for key, arrays in header.items()}
+        for key, read in flags.items():
+            read.append((kept[i][key] if i in kept else storage.read(i, key, 0, lengths[i]))[0].reshape(lengths[i]))
+            if read[i][:-1].any():
+                raise DataError(f"{storage.name}: episode {i} goes on after its {key} end it at step {int(read[i].argmax())}")
+    return _assembled(storage, lengths, tails, {key: np.result_type(*kinds) for key, kinds in types.items()}, flags, kept)
 
 
-def _episode(file: h5py.File, main: Path, i: int) -> dict[str, tuple[h5d.DatasetID, np.dtype]]:
-    """Its series and their types, none of it stored in another file. Low-level calls: short episodes cost nothing but calls."""
-    found, missing = {}, "group"
-    try:
-        group = h5g.open(file.id, b"episode_%d" % i)
-        for missing in SERIES:
-            series = h5d.open(group, missing.encode())
-            found[missing] = (series, series.dtype)
-    except (KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{main}: episode {i} has no {missing}; its writing was interrupted, or they are stored as a dictionary") from error
-    for key, (series, dtype) in found.items():
-        plan = series.get_create_plist()
-        if plan.get_layout() == h5d.VIRTUAL or plan.get_external_count() or dtype.kind not in "fiub":
-            own(h5py.Dataset(series), main, f"{key} of episode {i}")
-    return found
-
-
-def _steps(main: Path, i: int, shapes: dict[str, tuple[int, ...]]) -> int:
-    steps = shapes["rewards"][0] if shapes["rewards"] else 0
-    rows = {key: shape[0] if shape else 0 for key, shape in shapes.items()}
+def _steps(name: str, i: int, header: Header) -> int:
+    rows = {key: arrays[0][0][0] if arrays[0][0] else 0 for key, arrays in header.items()}
+    steps = rows["rewards"]
     if steps == 0:
-        raise DataError(f"{main}: episode {i} has no steps")
-    if rows != dict.fromkeys(SERIES, steps) | {"observations": steps + 1}:
+        raise DataError(f"{name}: episode {i} has no steps")
+    expected = dict.fromkeys(SERIES, steps) | {"observations": steps + 1}
+    if any(shape[:1] != (expected[key],) for key, arrays in header.items() for shape, _ in arrays):
         listed = ", ".join(f"{rows[key]} {key}" for key in SERIES)
-        raise DataError(f"{main}: episode {i} has {listed}; there must be one observation more than steps and one of each other a step")
+        raise DataError(f"{name}: episode {i} has {listed}; there must be one observation more than steps and one of each other a step")
     return steps
 
 
-def _columns(parts: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
-    lengths = np.array([len(rewards) for rewards in parts["rewards"]])
-    observations = parts.pop("observations")
-    columns = {key: np.concatenate(arrays) for key, arrays in parts.items()}
-    columns["terminals"], columns["timeouts"] = columns.pop("terminations"), columns.pop("truncations")
-    columns["observations"] = np.concatenate([o[:-1] for o in observations])
-    columns["last_obs"] = np.stack([o[-1] for o in observations])
-    columns["ends"] = np.zeros(len(columns["rewards"]), bool)
+def _fit(name: str, i: int, header: Header, tails: dict[str, list[Any]]) -> None:
+    """Compares the shapes of one step with those of metadata.json, or of the first episode, which are put into `tails`."""
+    for key, arrays in header.items():
+        for place, (shape, _) in enumerate(arrays):
+            tail = tails[key][place]
+            if tail is None:
+                tails[key][place] = shape[1:]
+            elif math.prod(shape[1:]) != math.prod(tail):
+                raise DataError(f"{name}: {key} of episode {i} are {shape[1:]} wide, not {tail} as in metadata.json or episode 0")
+
+
+def _assembled(
+    storage: Groups | Tables,
+    lengths: list[int],
+    tails: dict[str, list[tuple[int, ...]]],
+    types: dict[str, np.dtype],
+    flags: dict[str, list[np.ndarray]],
+    kept: dict[int, dict[str, list[np.ndarray]]],
+) -> dict[str, Any]:
+    def read(key: str, tail: tuple[int, ...]) -> Any:
+        def rows(i: int, start: int, stop: int) -> np.ndarray:
+            found = [array[start:stop] for array in kept[i][key]] if i in kept else storage.read(i, key, start, stop)
+            found = [array.reshape(stop - start, -1) for array in found]
+            return (found[0] if len(found) == 1 else np.concatenate(found, axis=1)).reshape(stop - start, *tail)
+
+        return rows
+
+    size = sum(map(math.prod, tails["observations"]))
+    columns = dict(zip(("observations", "last_obs"), observation_rows(read("observations", (size,)), lengths, size, types["observations"])))
+    for key in ("actions", "rewards"):
+        tail = tails[key][0] if len(tails[key]) == 1 and len(tails[key][0]) < 2 else (sum(map(math.prod, tails[key])),)
+        columns[key] = EpisodeRows(read(key, tail), lengths, tail, types[key])
+    columns["terminals"], columns["timeouts"] = (np.concatenate(each) for each in flags.values())
+    columns["ends"] = np.zeros(sum(lengths), bool)
     columns["ends"][np.cumsum(lengths) - 1] = True
-    floats = {
-        key: column.astype(np.float32) for key, column in columns.items() if column.dtype.kind == "f" or key in ("observations", "last_obs")
-    }
-    return columns | floats
+    return columns
+
+
+def read_minari(folder: Path, limit_bytes: int | None = None) -> Columns:
+    """All of `open_minari` in memory; what was read once comes from the cache."""
+    with open_minari(folder) as columns:
+        afford(str(folder), columns.cost, budget(limit_bytes))
+        main = next((each for each in (folder / "data/main_data.hdf5", folder / "main_data.hdf5") if each.is_file()), None)
+        arrays = None if main is None else cache.recall(main)
+        if arrays is None:
+            arrays = _read(columns)
+            if main is not None:
+                cache.remember(main, arrays)
+        return replace(columns, **arrays)
+
+
+def _read(columns: Columns) -> dict[str, np.ndarray]:
+    loaded = columns.load()
+    return {key: getattr(loaded, key) for key in ("observations", "actions", "rewards", "terminals", "timeouts", "ends", "last_obs")}
