@@ -17,7 +17,7 @@ import numpy as np
 
 from offrl.data.dataset import DataError
 
-BLOCK = 1 << 23  # bytes of a CSV that are parsed at once, and the longest line
+BLOCK = 1 << 20  # bytes of a CSV that are parsed at once, and the longest line; larger blocks hold several times more memory
 BATCH = 1 << 16  # rows of a Parquet file that are decoded at once
 DAMAGE = (OSError, ValueError, EOFError, KeyError, NotImplementedError, zlib.error)  # what pyarrow and gzip raise for damaged files
 
@@ -274,7 +274,8 @@ class Parquet(Cells):
 
         super().__init__(pa, path, gaps)
         try:
-            self.file = parquet.ParquetFile(file, page_checksum_verification=True)
+            # without pre_buffer, which would hold a whole row group, and that may be the whole file
+            self.file = parquet.ParquetFile(file, pre_buffer=False, buffer_size=BLOCK, page_checksum_verification=True)
             self.schema = self.file.schema_arrow
         except DAMAGE as error:
             raise self._damaged(error) from error

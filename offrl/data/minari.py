@@ -59,7 +59,7 @@ def open_minari(folder: Path) -> Iterator[Columns]:
     kind = about.get("data_format", "hdf5")
     if kind not in FORMATS:
         raise DataError(f"{folder}: its data is in the {kind} format, and {', '.join(FORMATS)} are those that are read")
-    layout, stored_as, space = _layout(about, folder)
+    layout, stored_as, spaces = _layout(about, folder)
     if "minari_version" not in about:
         raise DataError(
             f"{folder}: no minari_version in its metadata.json, which Minari writes when a dataset is done: its writing was interrupted; "
@@ -70,7 +70,7 @@ def open_minari(folder: Path) -> Iterator[Columns]:
         dataset_id, scores = about.get("dataset_id"), [about.get(key) for key in ("ref_min_score", "ref_max_score")]
         low, high = (float(score) if isinstance(score, int | float) else None for score in scores)
         yield Columns(
-            str(folder), **columns, action_space=space, env_id=_env_id(about), slow=True,
+            str(folder), **columns, **spaces, env_id=_env_id(about), slow=True,
             dataset_id=dataset_id if isinstance(dataset_id, str) else None, ref_min=low, ref_max=high,
         )  # fmt: skip
 
@@ -87,11 +87,11 @@ def _storage(data: Path, folder: Path, kind: str, layout: dict[str, list[Part]],
         yield Groups(file, main, layout, stored_as)
 
 
-def _layout(about: dict[str, Any], folder: Path) -> tuple[dict[str, list[Part]], dict[str, str], Space | None]:
-    """The arrays of each series, how the two that may be several are stored, in words, and the action space."""
+def _layout(about: dict[str, Any], folder: Path) -> tuple[dict[str, list[Part]], dict[str, str], dict[str, Space]]:
+    """The arrays of each series, how the two that may be several are stored, in words, and the spaces that are known."""
     layout: dict[str, list[Part]] = {key: [Part()] for key in SERIES}
     layout |= {key: [Part(shape=())] for key in SERIES[3:]}
-    stored_as, space = dict.fromkeys(SERIES, "one array"), None
+    stored_as, spaces = dict.fromkeys(SERIES, "one array"), {}
     for key, series in (("observation_space", "observations"), ("action_space", "actions")):
         if key not in about:
             continue
@@ -99,10 +99,11 @@ def _layout(about: dict[str, Any], folder: Path) -> tuple[dict[str, list[Part]],
             value = json.loads(about[key])
             stored_as[series], kind = words(value), value["type"]
             if kind == "Discrete" and value["start"] == 0:
-                layout[series], space = [Part(shape=())], Discrete(int(value["n"]))
+                layout[series], spaces[key] = [Part(shape=())], Discrete(int(value["n"]))
             else:
                 layout[series] = parts(value)
-                space = box(layout[series]) if series == "actions" else None
+                if series == "actions" or all(part.bounds is not None for part in layout[series]):
+                    spaces["obs_space" if series == "observations" else key] = box(layout[series])
         except UnknownSpace as error:
             read = "Box observations and Box or Discrete (from 0) actions are what is read, and dictionaries of Boxes"
             raise DataError(f"{folder}: its {key} is {error}; {read}") from None
@@ -110,7 +111,7 @@ def _layout(about: dict[str, Any], folder: Path) -> tuple[dict[str, list[Part]],
             raise DataError(f"{folder}: {key} in metadata.json cannot be read ({error!r})") from error
         if kind == "Discrete" and series == "observations":
             raise DataError(f"{folder}: its observations are a Discrete space, and Box is the one that is read")
-    return layout, stored_as, space
+    return layout, stored_as, spaces
 
 
 def _env_id(about: dict[str, Any]) -> str | None:

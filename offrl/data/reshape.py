@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 
-from offrl.core.types import Spec
+from offrl.core.space import Box
 from offrl.data.dataset import DataError, Dataset
 
 
 def merge(datasets: Sequence[Dataset], names: Sequence[str] = ()) -> Dataset:
     """All episodes of all datasets, in the order given; `names` stand for the datasets in messages.
 
-    Their spaces, env_id and reference scores must be equal; dataset_id is kept where it is. Raises DataError naming all that differs.
+    Sizes, action spaces, env_id and reference scores must be equal; bounds of observations become those around all, dataset_id is kept
+    where it is equal. Raises DataError naming all that differs.
     """
     if not datasets:
         raise DataError("a merge needs at least one dataset")
@@ -23,7 +24,9 @@ def merge(datasets: Sequence[Dataset], names: Sequence[str] = ()) -> Dataset:
     first = datasets[0]
     clashes = []
     for other, name in zip(datasets[1:], names[1:], strict=True):
-        for field in (each.name for each in fields(Spec) if each.name != "dataset_id"):
+        if first.spec.obs.size != other.spec.obs.size:
+            clashes.append(f"observations are {first.spec.obs.size} wide in {names[0]} and {other.spec.obs.size} in {name}")
+        for field in ("action", "env_id", "ref_min", "ref_max"):
             here, there = getattr(first.spec, field), getattr(other.spec, field)
             if here != there:
                 clashes.append(f"{field} is {_shown(here)} in {names[0]} and {_shown(there)} in {name}")
@@ -37,7 +40,8 @@ def merge(datasets: Sequence[Dataset], names: Sequence[str] = ()) -> Dataset:
     simple = all(each.next_obs is None for each in datasets)
     next_obs = None if simple else np.concatenate([each.full_next_obs() for each in datasets])
     ids = {each.spec.dataset_id for each in datasets}
-    spec = replace(first.spec, dataset_id=ids.pop() if len(ids) == 1 else None)
+    lows, highs = (zip(*(getattr(each.spec.obs, end) for each in datasets), strict=True) for end in ("low", "high"))
+    spec = replace(first.spec, obs=Box(tuple(map(min, lows)), tuple(map(max, highs))), dataset_id=ids.pop() if len(ids) == 1 else None)
     return Dataset(**columns, starts=starts, next_obs=next_obs, spec=spec)
 
 
