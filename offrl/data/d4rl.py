@@ -18,6 +18,13 @@ LIMITS = {  # the episode length of a D4RL environment whose files may lack `tim
     r"(hopper|halfcheetah|walker2d|ant)-.*": 1000,
     r"antmaze-umaze-.*": 700,
     r"antmaze-(medium|large)-.*": 1000,
+    r"pen-.*": 100,
+    r"(door|hammer|relocate)-.*": 200,
+    r"kitchen-.*": 280,
+    r"maze2d-open-.*": 150,
+    r"maze2d-(eval-)?umaze-.*v1": 300,
+    r"maze2d-(eval-)?medium-.*v1": 600,
+    r"maze2d-(eval-)?large-.*v1": 800,
 }
 
 
@@ -44,7 +51,7 @@ def with_time_limits(columns: Columns) -> Columns:
         if limit is None:
             raise DataError(
                 f"{columns.name}: it has no timeouts, and the episode length that D4RL's rule puts in their place is known for the "
-                "locomotion and AntMaze tasks only; read it with semantics='strict'"
+                "locomotion, maze, Adroit and kitchen tasks only; read it with semantics='strict'"
             )
         columns = replace(columns, timeouts=time_limits(columns.flag("terminals"), limit))
     if columns.flag("timeouts")[:-1].all():

@@ -138,7 +138,7 @@ def test_files_of_old_need_the_episode_length(tmp_path):
         load_dataset(path, semantics="d4rl")
     dataset = load_dataset(path, semantics="d4rl", env_id="Hopper-v4")
     assert dataset.lengths.tolist() == [999, 999, 99]
-    assert [max_steps(x) for x in ("antmaze-umaze-v0", "antmaze-large-play-v2", "Walker2d-v5", "pen-human-v0", None)] == [
+    assert [max_steps(x) for x in ("antmaze-umaze-v0", "antmaze-large-play-v2", "Walker2d-v5", "flow-ring-v0", None)] == [
         700,
         1000,
         1000,
