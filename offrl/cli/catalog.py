@@ -16,6 +16,7 @@ from offrl.cli.console import err, out
 from offrl.data import catalog
 from offrl.data.download import sum_file
 from offrl.data.fetch import SUMS, fetch
+from offrl.training.hooks import Interrupted
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,10 @@ def fetch_dataset(arguments: Sequence[str]) -> None:
             bars.update(tasks[name], completed=done, total=total)
 
         options = {"sha256": args.sha256, "mirrors": args.mirror, "overwrite": args.overwrite, "unpacked": args.unpack}
-        path = fetch(args.dataset, args.into, name=args.name, progress=report, **options)
+        try:
+            path = fetch(args.dataset, args.into, name=args.name, progress=report, **options)
+        except KeyboardInterrupt:
+            raise Interrupted(f"stopped; fetching {args.dataset} again goes on from here") from None
     out.print(f"fetched {path}" if tasks else f"{path} is there already")
     for sums in (sum_file(path), path / SUMS):
         if sums.is_file():

@@ -104,8 +104,8 @@ def fault(url: str) -> str | None:
 
 
 def shown(url: str) -> str:
-    """The URL without its query, which may hold a signature."""
-    return urlsplit(url)._replace(query="", fragment="").geturl()
+    """The URL without its query and user, which may hold secrets."""
+    return re.sub(r"(?<=://)[^/]*@|[?#].*", "", url, flags=re.S)[:200]
 
 
 def sum_file(path: Path) -> Path:
@@ -167,6 +167,7 @@ def _transfer(url: str, part: Path, size: int | None, sha256: str | None, limits
     if start:
         headers |= {"Range": f"bytes={start}-", "If-Range": origin["validator"]}
     with requests.Session() as session:
+        session.get_redirect_target = lambda _: None  # else it reads the body of a redirect, however long that is
         answer, linked = _in_time(limits.answer, lambda: _answer(session, url, headers, limits))
         with answer:
             if sha256 and linked and linked != sha256:
@@ -194,9 +195,12 @@ def _answer(session: Any, url: str, headers: dict[str, str], limits: Limits) -> 
         if not answer.is_redirect:
             return answer, linked
         answer.close()
-        following = urljoin(url, answer.headers["Location"])
+        try:
+            following = urljoin(url, answer.headers["Location"])
+        except ValueError:
+            following = answer.headers["Location"]
         if reason := fault(following):
-            raise DownloadError(f"leads to {shown(following)[:200]!r}, and {reason}")
+            raise DownloadError(f"leads to {shown(following)!r}, and {reason}")
         if url.startswith("https:") and following.startswith("http:"):
             raise DownloadError(f"leads from https to {shown(following)}, which anybody on the way can change")
         url = following

@@ -88,7 +88,7 @@ def _get(urls: Sequence[str], target: Path, *, mirrors: tuple[str, ...], **optio
 
 def _url(url: str, into: Path, name: str | None, sha256: str | None, overwrite: bool, unpacked: bool, get: Callable[..., None]) -> Path:
     if reason := fault(url):
-        raise DataError(f"{url[:200]!r} cannot be fetched: {reason}")
+        raise DataError(f"{shown(url)!r} cannot be fetched: {reason}")
     name = urlsplit(url).path.rpartition("/")[2] if name is None else name
     if not FILE_NAME.fullmatch(name):
         raise DataError(f"{name[:200]!r} is no name for a file here; give one (--name) in ASCII letters, digits and . _ + -")

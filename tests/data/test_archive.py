@@ -122,6 +122,16 @@ def test_a_bomb_ends_before_it_is_large(tmp_path, monkeypatch, ending):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_bomb_in_the_headers_of_a_tar(tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "FLOOR", 1 << 17)
+    info = tar_info("a.txt", tarfile.REGTYPE)
+    info.pax_headers = {"comment": "x" * (4 << 20)}
+    path = pack(tmp_path / "bomb.tar.gz", [(info, b"x")])
+    with pytest.raises(DataError, match="more comes out of it"):
+        unpack(path, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_limits_of_size_and_number(tmp_path, monkeypatch):
     path = pack(tmp_path / "a.zip", [("a", os.urandom(600)), ("b", os.urandom(600))])
     with pytest.raises(DataError, match="the member 'b' brings what comes out above 1,000 bytes"):

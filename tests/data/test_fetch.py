@@ -147,10 +147,16 @@ def no_socket(monkeypatch):
 
 
 def test_a_file_comes_with_its_checksum_and_is_not_fetched_again(server, tmp_path, monkeypatch):
-    seen = []
-    path = get(server, tmp_path, progress=lambda *row: seen.append((*row, (tmp_path / "to/a.bin").exists())))
+    seen, parts = [], set()
+
+    def progress(*row):
+        seen.append((*row, (tmp_path / "to/a.bin").exists()))
+        parts.add((tmp_path / "to/a.bin.part").stat().st_ino)
+
+    path = get(server, tmp_path, progress=progress)
     assert path == tmp_path / "to/a.bin" and path.read_bytes() == DATA and names(tmp_path / "to") == ["a.bin", "a.bin.sha256"]
     assert subprocess.run(["sha256sum", "--check", "a.bin.sha256"], cwd=path.parent, capture_output=True).returncode == 0
+    assert parts == {path.stat().st_ino}  # renamed, not copied
     assert seen[0] == ("a.bin", 0, len(DATA), False) and seen[-1] == ("a.bin", len(DATA), len(DATA), False)
     no_socket(monkeypatch)
     assert get(server, tmp_path) == path == get(server, tmp_path, sha256=sha().upper())
@@ -217,6 +223,7 @@ def test_a_part_that_is_complete_or_too_long(server, tmp_path, kept):
         get(server, tmp_path, limits=replace(QUICK, tries=1))
     (tmp_path / "to/a.bin.part").write_bytes((DATA + b"x")[:kept])
     assert get(server, tmp_path).read_bytes() == DATA
+    assert [wanted for _, wanted in server.requests[1:]] == [f"bytes={kept}-", None][: 1 + kept - len(DATA)]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +235,9 @@ def test_a_part_that_is_complete_or_too_long(server, tmp_path, kept):
         (status(429), "answers 429 Too Many Requests, 3 times", 3),
         (redirect("file:///etc/passwd"), "leads to 'file:///etc/passwd', and only http and https are followed", 1),
         (redirect("/a.bin"), "leads on and on, through 10 redirects", 10),
-        (redirect("http://me:secret@127.0.0.1/"), "a password in a URL", 1),
+        (redirect("http://me:secret@127.0.0.1/x"), "leads to 'http://127.0.0.1/x', and a password in a URL shows", 1),
+        (redirect("http://[::1/x"), "leads to 'http://[::1/x', and Invalid IPv6 URL", 1),
+        (redirect("http://h/a b"), "and a URL is written in printable ASCII", 1),
         (lambda h: h.answer(302), "answers 302 Found", 1),
         (cut(10), "breaks off after 30 of 300,000 bytes, 3 times", 3),
         (lambda h: h.serve(headers={"Content-Length": "299999"}), "has 299,999 bytes, and 300,000 are expected", 1),
@@ -262,9 +271,12 @@ def test_a_query_is_sent_and_not_shown(server, tmp_path):
 
 
 def test_redirects_are_followed_to_http_but_not_down_from_https(server, tmp_path):
-    server.faults["/old"] = [redirect("/a.bin"), redirect(f"{server.url}/a.bin")]
-    for name in ("one", "two"):
+    endless = redirect("/a.bin", **{"Content-Length": "1000000000"})
+    server.faults["/old"] = [redirect("/a.bin"), redirect(f"{server.url}/a.bin"), endless]
+    start = time.monotonic()
+    for name in ("one", "two", "three"):
         assert get(server, tmp_path, "/old", name=name).read_bytes() == DATA
+    assert time.monotonic() - start < 2
 
     class Session:
         def get(self, url, **_):
@@ -343,6 +355,25 @@ def test_two_processes_fetch_one_file_once(server, tmp_path):
     assert len(server.requests) == 1 and ("a.bin", 100_000, None) in waited and names(tmp_path) == ["a.bin", "a.bin.sha256"]
 
 
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_lock_that_its_holder_has_just_removed_is_none(tmp_path, monkeypatch, anew):
+    lock, flock = tmp_path / "lock", download.fcntl.flock
+
+    def late(*how):
+        monkeypatch.setattr(download.fcntl, "flock", flock)
+        lock.unlink()
+        if anew:
+            (tmp_path / "other").touch()
+            (tmp_path / "other").rename(lock)
+        flock(*how)
+
+    monkeypatch.setattr(download.fcntl, "flock", late)
+    waits = []
+    with download.alone(lock, lambda: waits.append(1)):
+        assert waits == [1] and lock.exists()
+    assert not lock.exists()
+
+
 def test_a_killed_download_goes_on(server, tmp_path):
     server.faults["/a.bin"] = [slowly(20)]
     killed = process(server, tmp_path)
@@ -393,10 +424,10 @@ def test_mirrors_are_tried_in_order_and_each_failure_is_named(server, tmp_path, 
     assert [path for path, _ in server.requests] == ["/m/deep/a.bin", "/n?a.bin", "/copies/a.bin"]
     del server.files["/copies/a.bin"]
     with pytest.raises(DataError) as caught:
-        get(server, tmp_path, "/deep/a.bin", mirrors=[f"{server.url}/m", "ftp://h"], overwrite=True)
+        get(server, tmp_path, "/deep/a.bin", mirrors=[f"{server.url}/m", "ftp://h", "http://me:pw@h"], overwrite=True)
     said = str(caught.value)
     assert all(f"{server.url}{path} answers 404" in said for path in ("/m/deep/a.bin", "/n", "/copies/a.bin", "/deep/a.bin")), said
-    assert "ftp://h/deep/a.bin is not followed: only http and https" in said
+    assert "ftp://h/deep/a.bin is not followed: only http and https" in said and "http://h/deep/a.bin is not followed: a pass" in said
 
 
 def test_a_wrong_copy_leads_to_the_next_mirror(server, tmp_path):
@@ -545,6 +576,16 @@ def test_a_minari_dataset_comes_as_a_folder(server, published, tmp_path, monkeyp
     assert fetch(ID) == path
 
 
+def test_two_that_fetch_one_minari_dataset_fetch_it_once(server, published):
+    server.faults[f"{published}metadata.json"] = [lambda handler: (time.sleep(0.3), handler.serve())]
+    threads = [threading.Thread(target=fetch, args=(ID,), kwargs={"mirrors": [server.url], "limits": QUICK}) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(server.requests) == 2 and len(load_dataset(ID)) == 20
+
+
 def test_minari_reads_what_was_fetched(server, published):
     minari = pytest.importorskip("minari")
     fetch(ID, mirrors=[server.url], limits=QUICK)
@@ -611,6 +652,20 @@ def test_the_command_says_what_is_wrong_in_one_line(server, tmp_path, capsys):
     assert main(["data", "fetch", f"{server.url}/b.bin", "--into", str(tmp_path)]) == 1
     said = capsys.readouterr()
     assert re.fullmatch(rf"offrl: b.bin cannot be downloaded: {server.url}/b.bin answers 404 Not Found", said.err.strip()) and not said.out
+
+
+def test_ctrl_c_keeps_what_came(server, tmp_path, capsys):
+    def stop(handler):
+        handler.answer(200, {"Content-Length": str(len(DATA)), "ETag": f'"{hashlib.md5(DATA).hexdigest()}"'}, DATA[:100_000])
+        until(lambda: (tmp_path / "a.bin.part").exists() and (tmp_path / "a.bin.part").stat().st_size)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+    server.faults["/a.bin"] = [stop]
+    assert main(["data", "fetch", f"{server.url}/a.bin", "--into", str(tmp_path)]) == 75
+    assert "stopped; fetching" in capsys.readouterr().err and names(tmp_path) == ["a.bin.part", "a.bin.part.json"]
+    assert main(["data", "fetch", f"{server.url}/a.bin", "--into", str(tmp_path)]) == 0
+    assert server.requests[1][1] and (tmp_path / "a.bin").read_bytes() == DATA
 
 
 def test_without_requests_the_extra_is_named(server, tmp_path, monkeypatch):

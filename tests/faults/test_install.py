@@ -59,6 +59,15 @@ FEATURES = {
         assert main(["train", "bc", "data.npz", "--steps", "210", "--log-every", "2", "--tensorboard"]) == 0
         assert list((run / "tensorboard").iterdir())
     """,
+    "fetch": """
+        import functools, http.server, threading
+        from offrl.data.fetch import fetch
+        handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=".")
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        path = fetch(f"http://127.0.0.1:{server.server_port}/data.npz", "fetched", overwrite=True)
+        assert path.read_bytes() == open("data.npz", "rb").read()
+    """,
     "wandb": RUN + """
         from offrl.__main__ import main
         assert main(["train", "bc", "data.npz", "--steps", "220", "--log-every", "2", "--wandb", "project"]) == 0
@@ -71,6 +80,7 @@ MISSING = {
     "onnx": ["export", "RUN"],
     "tensorboard": ["train", "bc", "data.npz", "--steps", "300", "--tensorboard"],
     "wandb": ["train", "bc", "data.npz", "--steps", "300", "--wandb", "project"],
+    "fetch": ["data", "fetch", "hopper-medium-v2"],
 }
 
 
