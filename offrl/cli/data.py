@@ -12,12 +12,11 @@ from rich.table import Table
 
 from offrl.cli.catalog import fetch_dataset, list_datasets
 from offrl.cli.console import bars, out, reporter
+from offrl.cli.inspect import check, info
 from offrl.cli.reshape import convert, merge_datasets, split, subset
 from offrl.core.config import ConfigError, nearest
-from offrl.data import check as checks
 from offrl.data.build import build, describe
 from offrl.data.dataset import DataError
-from offrl.data.load import load_dataset
 
 
 @dataclass(frozen=True)
@@ -77,34 +76,6 @@ def _behaviors(about: dict[str, Any]) -> None:
     out.print(table)
     if about.get("score_mean") is not None:
         out.print(f"mean score, weighted by transitions: {about['score_mean']:.1f}")
-
-
-@dataclass(frozen=True)
-class Source:
-    dataset: Annotated[str, tyro.conf.Positional]
-    """An id or a path."""
-    action_space: str | None = None
-    """discrete:N, continuous or box:LOW,HIGH, where the data does not say."""
-
-
-def info(arguments: Sequence[str]) -> None:
-    args = tyro.cli(Source, args=list(arguments), prog="offrl data info", description="What is in a dataset.")
-    data = load_dataset(args.dataset, action_space=args.action_space)
-    for key, value in checks.info(data).items():
-        out.print(f"{key}: {value}")
-
-
-def check(arguments: Sequence[str]) -> int:
-    """1 where something is wrong that keeps the data from being used, else 0."""
-    args = tyro.cli(Source, args=list(arguments), prog="offrl data check", description="Everything that is wrong with a dataset.")
-    findings = checks.check(args.dataset, action_space=args.action_space)
-    for found in findings:
-        where = "" if found.first_row is None else f", first at row {found.first_row}"
-        count = "" if found.count is None else f" ({found.count:,} rows{where})"
-        out.print(f"{found.severity}: {found.field}: {found.what}{count}. {found.advice}")
-    errors = sum(found.severity == "error" for found in findings)
-    out.print("nothing is wrong" if not findings else f"{errors} errors, {len(findings) - errors} remarks")
-    return 1 if errors else 0
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
