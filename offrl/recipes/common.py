@@ -20,8 +20,8 @@ from offrl.core.checkpoint import check_meta, restore
 from offrl.core.config import ConfigError, Range, digest, merge, nearest, validate
 from offrl.core.interrupt import Interrupt
 from offrl.core.resources import resource
-from offrl.data.info import transition_weighted_return
 from offrl.data.dataset import Dataset
+from offrl.data.info import transition_weighted_return
 from offrl.data.load import load_dataset
 from offrl.data.transforms import scale_and_shift
 from offrl.envs.make import EnvError, env_for, make
