@@ -17,7 +17,8 @@ import numpy as np
 
 from offrl.data.dataset import DataError
 
-BLOCK = 1 << 20  # bytes of a CSV that are parsed at once, and the longest line; larger blocks hold several times more memory
+BLOCK, LINE = 1 << 20, 1 << 17  # bytes of a CSV that are parsed at once: the most, and the least, which a line must not exceed
+SPREAD = 1 << 26  # bytes that all columns of text may take, since each sets aside a block
 BATCH = 1 << 16  # rows of a Parquet file that are decoded at once
 DAMAGE = (OSError, ValueError, EOFError, KeyError, NotImplementedError, zlib.error)  # what pyarrow and gzip raise for damaged files
 
@@ -153,12 +154,13 @@ class Csv(Cells):
         columns = [str(self.names.index(name)) for name in names]
         # text throughout: types guessed from the first block would differ from the last one's, and lose digits
         text = dict.fromkeys(columns, self.pa.string())
+        block = min(BLOCK, max(LINE, SPREAD // len(columns)))
         with self._open() as file:
             try:
                 reader = arrow.open_csv(
                     file,
                     arrow.ReadOptions(
-                        column_names=list(map(str, range(len(self.names)))), skip_rows=self.skip, block_size=BLOCK, encoding=self.encoding
+                        column_names=list(map(str, range(len(self.names)))), skip_rows=self.skip, block_size=block, encoding=self.encoding
                     ),
                     arrow.ParseOptions(delimiter=self.delimiter),
                     arrow.ConvertOptions(column_types=text, include_columns=columns),
@@ -235,7 +237,8 @@ class Csv(Cells):
         except (*DAMAGE, LookupError, TypeError, csv.Error) as error:
             raise self._explained(error) from error
         if twice := {name for name in names if names.count(name) > 1}:
-            raise DataError(f"{self.path}: two columns are called {', '.join(map(repr, sorted(twice)))}; give each a name of its own")
+            listed = ", ".join(map(repr, sorted(twice)))
+            raise DataError(f"{self.path}: two columns are called {listed} in the first line; give each column a name of its own")
         if all(re.fullmatch(r"[-+.\deE]*", name) for name in names):
             raise DataError(f"{self.path}: its first line must name the columns, and is {self.delimiter.join(names)[:80]!r}")
         return names, rows.line_num
@@ -281,7 +284,7 @@ class Parquet(Cells):
             raise self._damaged(error) from error
         self.names, self.widths = self.schema.names, {}
         if twice := {name for name in self.names if self.names.count(name) > 1}:
-            raise DataError(f"{path}: two columns are called {', '.join(map(repr, sorted(twice)))}; give each a name of its own")
+            raise DataError(f"{path}: two columns are called {', '.join(map(repr, sorted(twice)))}; give each column a name of its own")
 
     @property
     def about(self) -> bytes | None:

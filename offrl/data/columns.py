@@ -100,8 +100,7 @@ class Columns:
         stop = len(self) if stop is None else stop
         read = {field: _float32(column[start:stop], field) for field, column in self.fields()}
         if self.ends is not None:
-            before = np.cumsum(self.ends)
-            first, last = (int(before[row - 1]) if row else 0 for row in (start, stop))
+            first, last = np.searchsorted(self.starts[1:], (start, stop), "right")
             read["ends"] = self.ends[start:stop]
             if self.last_obs is not None:
                 read["last_obs"] = _float32(self.last_obs[first:last], "observations")

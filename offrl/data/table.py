@@ -188,7 +188,7 @@ def _names(cells: Cells, how: TableColumns) -> dict[str, list[str]]:
             found = [name] if name in cells.names else [each for each in cells.names if role in _LISTS and fnmatchcase(each, name)]
             near = difflib.get_close_matches(name, cells.names, 1)
             if not found:
-                missing.append(f"no {role} {name!r}" + (f" (nearest: {near[0]!r})" if near else ""))
+                missing.append(f"no column {name!r} for {role}" + (f" (nearest: {near[0]!r})" if near else ""))
             names[role] += found
         if twice := {name for name in names[role] if names[role].count(name) > 1}:
             raise DataError(f"{cells.path}: {role} names {_listed(sorted(twice))} twice")
