@@ -140,14 +140,14 @@ def test_nothing_said_or_not_readable(csv, tmp_path):
     path = csv(GOOD)
     with pytest.raises(DataError, match=r"said nowhere; its columns are time, batch, level.*Write `obs: .NAME, ....`.*into .*plant.yaml"):
         load_dataset(path)
-    for text, message in (
-        ("obs: [level", "not readable as YAML"),
-        ("- level", "must be a mapping"),
-        ("obs: !!python/name:os.system", "YAML"),
-    ):
+    ran = f"touch {tmp_path / 'ran'}"
+    wrong = {"obs: [level": "not readable as YAML", "- level": "must be a mapping"}
+    wrong |= {f"obs: !!python/object/apply:os.system [{ran}]\naction: valve\nreward: profit": "no column 'touch .*' for obs"}
+    for text, message in wrong.items():
         (tmp_path / "plant.yaml").write_text(text)
         with pytest.raises((DataError, ConfigError), match=message):
             load_dataset(path)
+    assert not (tmp_path / "ran").exists()
     with pytest.raises(DataError, match="missing.yaml: not readable as YAML"):
         load_dataset(path, columns=tmp_path / "missing.yaml")
     with pytest.raises(DataError, match="no such file; the nearest: plant.csv"):
