@@ -107,7 +107,7 @@ def _layout(about: dict[str, Any], folder: Path) -> tuple[dict[str, list[Part]],
         except UnknownSpace as error:
             read = "Box observations and Box or Discrete (from 0) actions are what is read, and dictionaries of Boxes"
             raise DataError(f"{folder}: its {key} is {error}; {read}") from None
-        except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
             raise DataError(f"{folder}: {key} in metadata.json cannot be read ({error!r})") from error
         if kind == "Discrete" and series == "observations":
             raise DataError(f"{folder}: its observations are a Discrete space, and Box is the one that is read")
