@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+from offrl.core.config import ConfigError
 from offrl.data import look_names, look_rows, look_values
 from offrl.data.columns import Columns, afford, available_memory, budget
 from offrl.data.d4rl import with_time_limits
@@ -54,7 +55,7 @@ def check(
             looks = [partial(look, place) for look in (look_names.unread_keys, look_names.column_shapes)] + [*AT_ONCE]
             survey.read(progress)
             looks += AFTERWARDS
-    except DataError as error:
+    except (DataError, ConfigError) as error:
         found += say("unreadable", "file", 1, reason=str(error))
     found += [finding for look in looks for finding in look(survey)]  # here, where a fault of theirs is not taken for the file's
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))

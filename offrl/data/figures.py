@@ -14,7 +14,8 @@ import numpy as np
 from offrl.core.space import Discrete
 from offrl.data.columns import Columns, Rows, available_memory
 
-KEPT = 1 << 24  # bytes of rows that are kept of a column: a sample of all, and those around some ends
+KEPT = 1 << 22  # bytes of rows that are kept of a column: a sample of all, and those around some ends
+PART = 1 << 20  # bytes in float64 at once
 REACH = 3  # rows before and after an end that are looked at
 ENDS = 1000  # of which are looked at
 EXTREMES = 256  # highest and lowest rewards that are kept
@@ -119,11 +120,13 @@ class Values:
             self.high[feature], self.at_high[feature] = high[feature], rows[values[:, feature].argmax()]
 
     def _add_moments(self, values: np.ndarray) -> None:
-        count, mean = len(values), values.mean(axis=0, dtype=np.float64)
-        apart, total = mean - self.mean, self.rows + len(values)
-        self.m2 += np.square(values - mean).sum(axis=0) + apart**2 * (self.rows * count / total)
-        self.mean += apart * (count / total)
-        self.rows = total
+        step = max(1, PART // (8 * self.size))
+        for part in (values[row : row + step] for row in range(0, len(values), step)):
+            count, mean = len(part), part.mean(axis=0, dtype=np.float64)
+            apart, total = mean - self.mean, self.rows + len(part)
+            self.m2 += np.square(part - mean).sum(axis=0) + apart**2 * (self.rows * count / total)
+            self.mean += apart * (count / total)
+            self.rows = total
 
 
 class Actions(Values):
@@ -204,9 +207,9 @@ class Repeats:
         place = (block.rows - starts[block.episode]).astype(np.uint64)
         np.add.at(self.episodes, block.episode, _mixed(digest + place * np.uint64(_ODD)))
 
-    def repeated_rows(self) -> np.ndarray:
-        """(n,) bool: rows that equal an earlier one."""
-        return _again(self.rows)
+    def repeated_rows(self) -> np.ndarray | None:
+        """(n,) bool: rows that equal an earlier one; None where there is no room to find out."""
+        return None if self.rows is None or self.needed > available_memory() else _again(self.rows)
 
     def repeated_episodes(self) -> np.ndarray:
         """(E,) bool: episodes that equal an earlier one."""
@@ -214,9 +217,10 @@ class Repeats:
 
 
 def _again(digests: np.ndarray) -> np.ndarray:
-    again = np.ones(len(digests), bool)
-    again[np.unique(digests, return_index=True)[1]] = False
-    return again
+    order = digests.argsort(kind="stable")
+    found = np.zeros(len(digests), bool)
+    found[order[1:][digests[order[1:]] == digests[order[:-1]]]] = True
+    return found
 
 
 _ODD = 0x9E3779B97F4A7C15
@@ -254,31 +258,38 @@ class Around:
 
 
 class Successors:
-    """How stored next observations lie to the rows below, above and their own."""
+    """How stored next observations lie to the rows below, above and their own, and to the flags.
+
+    inside: rows of which the row below is of the same episode; apart: of those, rows whose next observation is not it; late, early: of
+    those, rows just before an end, and just after. cut: rows that a time limit ends; joined: of those, rows whose next observation
+    is the row below all the same. above, same: rows whose next observation is the row above, and their own.
+    """
 
     def __init__(self) -> None:
-        self.apart, self.inside, self.same, self.above = Count(), 0, 0, 0  # inside episodes; apart: not the row below
-        self.late, self.early, self.joined, self.cut = 0, 0, 0, 0  # of those apart: a row before an end, or after; at timeouts
-        self._before: tuple[np.ndarray, ...] | None = None
+        self.apart, self.inside, self.late, self.early = Count(), 0, 0, 0
+        self.cut, self.joined, self.above, self.same = 0, 0, 0, 0
+        self._before: tuple[np.ndarray, np.ndarray] | None = None
 
-    def add(self, block: Block, ends: np.ndarray, cut: np.ndarray) -> None:
-        """ends, cut (N,) bool of all rows: where episodes end, and by a time limit."""
-        obs, following = (np.nan_to_num(each) for each in (block.part.observations, block.part.next_observations))
-        start, n = block.start, len(obs)
+    def add(self, block: Block, ends: np.ndarray, cut: np.ndarray, bad: bool) -> None:
+        """ends, cut (N,) bool of all rows: where episodes end, and by a time limit. bad: whether the block has NaN or infinity."""
+        obs, following, start = block.part.observations, block.part.next_observations, block.start
+        if bad:
+            obs, following = np.nan_to_num(obs), np.nan_to_num(following)
         self.same += int((following == obs).all(axis=1).sum())
+        below, above = (following[:-1] == obs[1:]).all(axis=1), (following[1:] == obs[:-1]).all(axis=1)
         if self._before is not None:
-            obs, following = (np.concatenate(pair) for pair in zip(self._before, (obs, following)))
-            start, n = start - 1, n + 1
-        self._before = obs[-1:], following[-1:]
-        below = (following[:-1] == obs[1:]).all(axis=1)
-        inside = ~ends[start : start + n - 1]
-        self.inside += int(inside.sum())
-        self.above += int((following[1:] == obs[:-1]).all(axis=1)[inside].sum())
+            last_obs, last_following = self._before
+            start -= 1
+            below = np.insert(below, 0, (last_following == obs[0]).all())
+            above = np.insert(above, 0, (following[0] == last_obs).all())
+        self._before = obs[-1].copy(), following[-1].copy()
+        inside, limit = ~ends[start : start + len(below)], cut[start : start + len(below)]
         apart = inside & ~below
-        self.apart.add(apart, start)
         rows = np.flatnonzero(apart) + start
+        self.apart.add(apart, start)
+        self.inside += int(inside.sum())
+        self.above += int((above & inside).sum())
         self.late += int(ends[rows + 1].sum())
         self.early += int(ends[rows[rows > 0] - 1].sum())
-        limit = cut[start : start + n - 1]
         self.cut += int(limit.sum())
         self.joined += int((limit & below).sum())

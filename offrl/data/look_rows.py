@@ -108,8 +108,7 @@ def successors(survey: Survey) -> Iterator[Finding]:
     elif not (_shifted_by(survey)):
         yield from say("not-the-row-below", "next_observations", found.apart, n)
     if found.joined > MOST * found.cut and not _shifted_by(survey) and _jump(survey) == 0:
-        cut = survey.timeouts & ~survey.terminals
-        yield from say("joined-episodes", "next_observations", found.joined, found.cut, cut.argmax())
+        yield from say("joined-episodes", "next_observations", found.joined, found.cut, survey.cut.argmax())
 
 
 def shifted_flags(survey: Survey) -> Iterator[Finding]:
@@ -150,8 +149,7 @@ def repeats(survey: Survey) -> Iterator[Finding]:
     found, n, episodes = survey.repeats, len(survey), len(survey.lengths)
     whole = found.repeated_episodes() & (survey.lengths > 1)
     yield from say("repeated-episodes", "file", whole.sum(), episodes, survey.starts[whole.argmax()])
-    if found.rows is None:
+    if (rows := found.repeated_rows()) is None:
         yield from say("not-compared", "file", 1, needed=found.needed / 2**30)
-        return
-    rows = found.repeated_rows() & ~np.repeat(whole, survey.lengths)
-    yield from say("repeated-rows", "observations", Count().add(rows), n)
+    else:
+        yield from say("repeated-rows", "observations", Count().add(rows & ~np.repeat(whole, survey.lengths)), n)

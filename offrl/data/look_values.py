@@ -69,8 +69,9 @@ def scales(survey: Survey) -> Iterator[Finding]:
 
 def extremes(survey: Survey) -> Iterator[Finding]:
     obs, told = survey.observations, {}
+    sample = obs.sample
     for feature in np.flatnonzero(~obs.constant & (obs.rows > 1)).tolist():
-        middle, usual = _usual(obs.sample[:, feature])
+        middle, usual = _usual(sample[:, feature])
         for value, row in ((obs.low[feature], obs.at_low[feature]), (obs.high[feature], obs.at_high[feature])):
             if abs(value - middle) > FAR * usual > 0:
                 told[feature] = row, f"{value:g} in feature {feature}, where 99 of 100 lie within {usual:.2g} of {middle:.2g}"

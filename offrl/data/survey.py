@@ -11,7 +11,7 @@ from offrl.data.columns import Columns, Rows, afford, available_memory, bad_rows
 from offrl.data.figures import Actions, Around, Block, Count, Repeats, Rewards, Successors, Values
 from offrl.envs.facts import Facts
 
-BLOCK = 1 << 24  # bytes that are read at once
+BLOCK = 1 << 23  # bytes that are read at once
 
 
 class Kept:
@@ -40,6 +40,7 @@ class Survey:
         self.ends[self.last] = True
         self._kept = {field: Kept(column) for field, column in columns.fields() if field not in ("terminals", "timeouts")}
         self.columns = replace(columns, **self._kept)
+        self.cut = self.timeouts & ~self.terminals
         self.bad: dict[str, Count] = {}
         self.beyond: dict[str, Count] = {}
         self.observations, self.actions = Values(n, columns.observations), Actions(n, columns)
@@ -80,4 +81,4 @@ class Survey:
         self.repeats.add(block, self.starts)
         self.around.add(block)
         if part.next_observations is not None:
-            self.successors.add(block, self.ends, self.timeouts & ~self.terminals)
+            self.successors.add(block, self.ends, self.cut, bool(bad))

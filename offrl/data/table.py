@@ -86,7 +86,11 @@ def find_columns(path: Path, given: TableColumns | Mapping[str, Any] | str | os.
     if given is None:
         with open_cells(path) as cells:
             if isinstance(cells, Parquet) and cells.about is not None:
-                return _merged(json.loads(cells.about), str(path))
+                try:
+                    said = json.loads(cells.about)
+                except (ValueError, RecursionError) as error:
+                    raise DataError(f"{path}: what it says of its columns cannot be read; the file is damaged ({error})") from error
+                return _merged(said, str(path))
             names = cells.names
         given = beside(path)
         if not given.is_file():
