@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def accelerate(
     if PRECISIONS[precision] is not None:
         update = _autocast(update, PRECISIONS[precision], torch.device(device).type)
     if mode != "eager":
-        update = torch.compile(update, fullgraph=True, dynamic=False, backend=backend)
+        update = _compile(update, backend)
     return Captured(update) if mode == "cudagraph" else torch.no_grad()(update)
 
 
@@ -77,6 +78,21 @@ def _stack(update):
         return torch.func.vmap(update, in_dims=(0, axes, 0))(state, batches, noise)
 
     return stacked
+
+
+def _compile(update, backend):
+    """One graph, called without asking each time whether it still fits: shapes and types of an update's arguments never change.
+
+    These questions, a few for each tensor of the state, are up to a tenth of an update. Without them a graph must never be found by
+    another update, whose constants may differ. They are kept by code object, so each update gets one of its own.
+    """
+
+    def step(state, batches, noise):
+        return update(state, batches, noise)
+
+    own = FunctionType(step.__code__.replace(), step.__globals__, step.__name__, None, step.__closure__)
+    unguarded = {"guard_filter_fn": lambda guards: [False] * len(guards)}
+    return torch.compile(own, fullgraph=True, dynamic=False, backend=backend, options=unguarded)
 
 
 def _autocast(update, dtype, device):

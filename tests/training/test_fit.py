@@ -189,6 +189,22 @@ def test_leaving_out_is_one_graph_with_the_update():
     assert all((a - b).abs().max() < 1e-12 for a, b in zip(one["params"]["actor"].values(), other["params"]["actor"].values()))
 
 
+def test_a_graph_belongs_to_one_update():
+    """Graphs are looked up without guards, so one made with other constants must never be found, in whatever order they are called."""
+
+    class Scale:
+        def __init__(self, factor):
+            self.factor = factor
+
+        def update(self, state, batches, noise):
+            return {"x": self.factor * state["x"]}, {}
+
+    factors = (2.5, 0.5, 40.0)
+    compiled = [accelerate(Scale(factor).update, "compile", backend="aot_eager") for factor in factors]
+    for i in (0, 1, 2, 1, 0):
+        assert compiled[i]({"x": torch.ones(3)}, [], [])[0]["x"].tolist() == [factors[i]] * 3
+
+
 @pytest.mark.parametrize(("mode", "precision"), [("jit", "fp32"), ("eager", "fp16")])
 def test_a_mode_or_precision_that_is_none(mode, precision):
     with pytest.raises(ValueError, match=f"mode is one of {', '.join(MODES)} and precision of fp32, bf16, not '{mode}', '{precision}'"):
