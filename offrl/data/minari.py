@@ -130,16 +130,16 @@ def _columns(storage: Groups | Tables, count: Any, layout: dict[str, list[Part]]
     types: dict[str, set[np.dtype]] = {key: set() for key in SERIES}
     flags: dict[str, list[np.ndarray]] = {key: [] for key in SERIES[3:]}
     kept: dict[int, dict[str, list[np.ndarray]]] = {}
-    lengths, needed, room = [], 0, budget(None)
+    lengths, ahead, room = [], KEEP, budget(None)
     for i in range(count):
         header = storage.header(i)
         lengths.append(_steps(storage.name, i, header))
-        needed += sum(cost(shape, dtype.itemsize) for arrays in header.values() for shape, dtype in arrays)
-        afford(storage.name, needed, room)
+        needed = sum(cost(shape, dtype.itemsize) for arrays in header.values() for shape, dtype in arrays)
+        afford(storage.name, needed, room)  # an episode has to fit; all of them need not
         _fit(storage.name, i, header, tails)
         for key, arrays in header.items():
             types[key] |= {dtype for _, dtype in arrays}
-        if needed <= KEEP:
+        if (ahead := ahead - needed) >= 0:
             kept[i] = {key: storage.read(i, key, 0, arrays[0][0][0]) for key, arrays in header.items()}
         for key, read in flags.items():
             read.append((kept[i][key] if i in kept else storage.read(i, key, 0, lengths[i]))[0].reshape(lengths[i]))

@@ -101,7 +101,8 @@ class _Demo:
         if not isinstance(array, h5py.Dataset):
             raise DataError(f"{self.where} has no {key}; it has {', '.join(self.group) or 'nothing'}")
         own(array, self.path, f"{key} of {self.name}")
-        afford(str(self.path), cost(array.chunks or (), array.dtype.itemsize), self.room)  # decoded whole to read a row of it
+        for shape in (array.chunks or (), array.shape):  # a chunk is decoded whole to read a row of it
+            afford(str(self.path), cost(shape, array.dtype.itemsize), self.room)
         return array
 
     def steps(self) -> int:
@@ -146,7 +147,7 @@ def _obs_keys(demo: _Demo, chosen: Sequence[str] | None) -> list[str]:
 
 def _rows(demos: list[_Demo], keys: list[str], lengths: list[int]) -> EpisodeRows:
     """The arrays of some keys of all demonstrations, side by side, after their headers were compared."""
-    tails, types, needed = {key: demos[0].array(key).shape[1:] for key in keys}, set(), 0
+    tails, types = {key: demos[0].array(key).shape[1:] for key in keys}, set()
     for demo, steps in zip(demos, lengths, strict=True):
         for key in keys:
             array = demo.array(key)
@@ -154,8 +155,6 @@ def _rows(demos: list[_Demo], keys: list[str], lengths: list[int]) -> EpisodeRow
                 what = f"{key} of shape {array.shape}, and {demos[0].name} and its actions say {(steps, *tails[key])}"
                 raise DataError(f"{demo.where} has {what}")
             types.add(array.dtype)
-            needed += cost(array.shape, array.dtype.itemsize)
-    afford(str(demos[0].path), needed, demos[0].room)
 
     def read(i: int, start: int, stop: int) -> np.ndarray:
         found = [demos[i].group[key][start:stop].reshape(stop - start, -1) for key in keys]

@@ -142,6 +142,19 @@ def test_blocks_and_slices_are_the_whole(data_format, keep, monkeypatch, tmp_pat
     assert load_dataset(name, memory="map", env_id="Other-v0").fingerprint == first
 
 
+@pytest.mark.parametrize("data_format", FORMATS)
+def test_all_episodes_need_not_fit_into_memory_and_one_must(data_format, monkeypatch, tmp_path):
+    name, _ = write(data_format, lengths=(50,) * 10, flags="t" * 10)
+    with open_minari(tmp_path / "minari" / name) as columns:
+        needed = columns.cost
+    monkeypatch.setattr("offrl.data.columns.available_memory", lambda: needed / 5)
+    with open_minari(tmp_path / "minari" / name) as columns:
+        assert columns.load(0, 50).observations.shape == (50, 3)
+    monkeypatch.setattr("offrl.data.columns.available_memory", lambda: needed / 20)
+    with pytest.raises(DataError, match="claims"), open_minari(tmp_path / "minari" / name):
+        pass
+
+
 def test_ids_of_many_namespaces(tmp_path):
     name, _ = write("arrow", name="lab/robot/left-hand/reach-v12")
     assert load_dataset(name).spec.dataset_id == name and installed() == [name]
