@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from offrl.envs.scores import normalize
-from offrl.stats import mean_ci
+from offrl.stats import mean_ci, mean_difference_ci
 from offrl.training.report import summary
 
 HERE = pathlib.Path(__file__).parent
@@ -57,33 +57,84 @@ def commit() -> str:
     return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
 
 
+def groups() -> dict[tuple[str, str], list[dict]]:
+    """What is done, by dataset and agent."""
+    found: dict[tuple[str, str], list[dict]] = {}
+    for path in sorted(RESULTS.glob("*.json")):
+        each = json.loads(path.read_text())
+        found.setdefault((each["dataset"], path.name.split("--")[0]), []).append(each)
+    return dict(sorted(found.items()))
+
+
+def data_score(run: dict) -> float:
+    spec = run["about"]["spec"]
+    return float(normalize([run["about"]["data"]["return_mean"]], spec["ref_min"], spec["ref_max"])[0])
+
+
 def card() -> str:
     """The table, in Markdown: last and mean of the last evaluations, never the best one."""
-    found = [json.loads(path.read_text()) | {"label": path.name.split("--")[0]} for path in sorted(RESULTS.glob("*.json"))]
-    groups: dict[tuple[str, str], list[dict]] = {}
-    for each in found:
-        groups.setdefault((each["dataset"], each["label"]), []).append(each)
     heads = ["dataset", "env", "agent", "updates", "seeds", "final score, mean (95 % interval over seeds)"]
     heads += ["each seed", "mean of the last evaluations", "data"]
     rows = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for (dataset, label), runs in sorted(groups.items()):
+    for (dataset, label), runs in groups().items():
         finals = [each["result"]["score"]["mean"] for each in runs]
-        late = [np.mean([row["eval/normalized_score_mean"] for row in each["curve"][-5:]]) for each in runs]
+        late = [np.mean([row["eval/normalized_score_mean"] for row in each["curve"][-5:]]) for each in runs if each["curve"]]
         mean, low, high = mean_ci(finals)
-        spec = runs[0]["about"]["spec"]
-        data = float(normalize([runs[0]["about"]["data"]["return_mean"]], spec["ref_min"], spec["ref_max"])[0])
         interval = f" ({low:.1f} to {high:.1f})" if len(runs) > 1 else ""
         steps = min(each["result"]["step"] for each in runs)
         cells = [dataset, runs[0]["result"]["env"], label, f"{steps:,}", len(runs), f"**{mean:.1f}**{interval}"]
-        cells += [", ".join(f"{value:.1f}" for value in finals), f"{np.mean(late):.1f}", f"{data:.1f}"]
+        cells += [", ".join(f"{value:.1f}" for value in finals), f"{np.mean(late):.1f}" if late else "", f"{data_score(runs[0]):.1f}"]
         rows.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(rows) + "\n"
+    return "\n".join(rows) + "\n\n" + precision() + "![learning curves](offline.png)\n"
+
+
+def precision() -> str:
+    """TD3+BC in bfloat16 against float32, seeds paired with seeds, where both were run."""
+    done, lines = groups(), []
+    for (dataset, label), half in done.items():
+        if label.endswith("-bf16") and len(full := done.get((dataset, label.removesuffix("-bf16")), [])) > 1 and len(half) > 1:
+            scores = [[run["result"]["score"]["mean"] for run in runs] for runs in (half, full)]
+            mean, low, high = mean_difference_ci(*scores)
+            counts = f"{len(half)} and {len(full)} seeds"
+            lines.append(
+                f"bfloat16 less float32, {label.removesuffix('-bf16')} on {dataset}: {mean:+.1f} ({low:+.1f} to {high:+.1f}), {counts}.  "
+            )
+    return "\n".join(lines) + "\n\n" * bool(lines)
+
+
+def plot() -> None:
+    """Learning curves: the mean over seeds, and the seeds themselves behind it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    done = {key: runs for key, runs in groups().items() if runs[0]["curve"] and "bf16" not in key[1]}
+    datasets = sorted({dataset for dataset, _ in done})
+    colours = dict(zip(["bc", "td3bc", "iql", "a2pr"], ["#000000", "#0072B2", "#E69F00", "#009E73"]))
+    figure, panels = plt.subplots(1, len(datasets), figsize=(4 * len(datasets), 3), layout="constrained", sharey=True, squeeze=False)
+    for axes, dataset in zip(panels[0], datasets):
+        for (of, label), runs in done.items():
+            if of != dataset:
+                continue
+            curves = [[(row["step"], row["eval/normalized_score_mean"]) for row in run["curve"]] for run in runs]
+            for curve in curves:
+                axes.plot(*zip(*curve), color=colours[label], linewidth=0.5, alpha=0.5)
+            common = min(map(len, curves))
+            steps, means = zip(*[(curves[0][i][0], np.mean([curve[i][1] for curve in curves])) for i in range(common)])
+            axes.plot(steps, means, color=colours[label], linewidth=1.8, label=label)
+            axes.axhline(data_score(runs[0]), color="#999999", linestyle=":", linewidth=1)
+        axes.set(title=dataset, xlabel="updates")
+    panels[0, 0].set_ylabel("normalised score")
+    panels[0, 0].legend(frameon=False, fontsize=8)
+    figure.savefig(HERE / "cards" / "offline.png", dpi=110)
 
 
 def write_card() -> None:
     path = HERE / "cards" / "offline.md"
     before, mark, _ = path.read_text().partition("<!-- table -->\n") if path.exists() else ("", "<!-- table -->\n", "")
     path.write_text(before + (mark or "<!-- table -->\n") + card())
+    plot()
     print(path)
 
 
