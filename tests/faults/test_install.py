@@ -68,6 +68,13 @@ FEATURES = {
         path = fetch(f"http://127.0.0.1:{server.server_port}/data.npz", "fetched", overwrite=True)
         assert path.read_bytes() == open("data.npz", "rb").read()
     """,
+    "tables": """
+        import offrl
+        from offrl.__main__ import main
+        for source, target in (("data.npz", "a.parquet"), ("a.parquet", "a.csv.gz"), ("a.csv.gz", "a.hdf5")):
+            assert main(["data", "convert", source, target]) == 0
+        assert offrl.load_dataset("a.hdf5").fingerprint == offrl.load_dataset("data.npz").fingerprint
+    """,
     "wandb": RUN + """
         from offrl.__main__ import main
         assert main(["train", "bc", "data.npz", "--steps", "220", "--log-every", "2", "--wandb", "project"]) == 0
@@ -81,6 +88,7 @@ MISSING = {
     "tensorboard": ["train", "bc", "data.npz", "--steps", "300", "--tensorboard"],
     "wandb": ["train", "bc", "data.npz", "--steps", "300", "--wandb", "project"],
     "fetch": ["data", "fetch", "hopper-medium-v2"],
+    "tables": ["data", "convert", "data.npz", "data.parquet"],
 }
 
 
