@@ -19,7 +19,8 @@ from offrl.data import check as checks
 from offrl.data import info as figures
 from offrl.data.cache import files
 from offrl.data.finding import SEVERITIES, Finding
-from offrl.data.load import load_dataset, locate
+from offrl.data.load import load_dataset
+from offrl.data.source import locate
 
 COLORS = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 FORMATS = {".hdf5": "HDF5", ".h5": "HDF5", ".npz": "NPZ", ".csv": "CSV", ".gz": "CSV in gzip", ".parquet": "Parquet"}
@@ -104,7 +105,7 @@ def info(arguments: Sequence[str]) -> None:
 
 
 def _place(args: Source) -> dict[str, Any]:
-    path = locate(args.dataset, args.columns).path
+    path = locate(args.dataset, columns=args.columns).path
     kind = "Minari" if path.is_dir() else FORMATS.get(path.suffix, path.suffix)
     return {"file": str(path), "format": kind, "file_bytes": sum(each.stat().st_size for each in files(path))}
 
@@ -138,7 +139,7 @@ def _print_quantiles(about: dict[str, Any]) -> None:
             lines.append((f"return {i}", {q: each[i] for q, each in quantiles.items()}, mean, weighted and weighted[i]))
     if "score_mean" in about:
         lines.append(("score", about["score_quantiles"], about["score_mean"], about["score_mean_by_transition"]))
-    out.print(Text(f"\n{'':<10}" + "".join(f"{name:>11}" for name in (*quantiles, "mean", "by rows")), "dim"))
+    out.print(Text(f"\n{'':<10}" + "".join(f"{name:>10}" for name in (*quantiles, "mean", "by rows")), "dim"))
     for name, spread, mean, by_rows in lines:
         cells = (*spread.values(), mean, *([] if by_rows is None else [by_rows]))
-        out.print(Text.assemble((f"{name:<10}", "dim"), "".join(f"{value:>11,.1f}" for value in cells)))
+        out.print(Text.assemble((f"{name:<10}", "dim"), "".join(f" {value:>9,.1f}" for value in cells)))

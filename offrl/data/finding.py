@@ -309,13 +309,13 @@ KINDS = {
     ),
     "integer-actions": Kind(
         "error",
-        "actions are {dtype} from {low} to {high}, and no action space is given",
+        "{dtype} from {low} to {high}, and no action space is given",
         "Whether integers are names of choices or amounts cannot be told from them.",
         "give the action space (--action-space): {choices}continuous for amounts",
     ),
     "action-shape": Kind(
         "error",
-        "actions have shape {shape}, which is not {wanted}",
+        "shape {shape}, which is not {wanted}",
         "Actions and their space must fit.",
         "correct the one or the other (--action-space)",
     ),

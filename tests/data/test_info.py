@@ -7,10 +7,12 @@ import json
 import numpy as np
 import pytest
 
+from offrl.__main__ import main
 from offrl.core.space import Box
 from offrl.data.dataset import Dataset
 from offrl.data.info import info, transition_weighted_return
 from offrl.data.load import load_dataset
+from offrl.data.save import save_npz
 from offrl.envs.scores import reference
 
 
@@ -57,3 +59,59 @@ def test_scores_need_references_and_complete_episodes():
     assert transition_weighted_return(open_) is None and info(open_)["score_mean_by_transition"] is None
     two = load_dataset(arrays(rewards=np.ones((12, 2))), env_id="Hopper-v5")
     assert transition_weighted_return(two) == pytest.approx([(7 * 7 + 5 * 5) / 12] * 2) and "score_mean" not in info(two)
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """`offrl data ...` in this process: (exit code, what it printed)."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def call(*arguments):
+        code = main(["data", *map(str, arguments)])
+        return code, capsys.readouterr().out
+
+    return call
+
+
+def test_the_info_command_shows_the_figures(command, tmp_path):
+    path = save_npz(load_dataset(arrays(), env_id="Hopper-v5"), tmp_path / "a.npz")
+    code, out = command("info", path)
+    assert code == 0 and "12 in 2 episodes" in out and "1 terminated, 1 cut by a limit, 0 open" in out
+    assert "2 numbers in [-1, 1], float32" in out and str(path) in out and "in memory" in out and "score" in out
+    assert max(map(len, out.splitlines()[1:])) <= 80 and not any(line != line.rstrip() for line in out.splitlines())
+    about = json.loads(command("info", path, "--json")[1])
+    assert about["file"] == str(path) and about["format"] == "NPZ" and about["file_bytes"] == path.stat().st_size
+    assert {key: about[key] for key in info(load_dataset(path))} == info(load_dataset(path))
+
+
+def test_the_info_command_shows_several_objectives(command, tmp_path):
+    path = save_npz(load_dataset(arrays(rewards=np.arange(24.0).reshape(12, 2))), tmp_path / "a.npz")
+    lines = [line.split() for line in command("info", path)[1].splitlines()]
+    assert [line[2:] for line in lines if line[:1] == ["return"]] == [
+        ["42.0", "54.0", "66.0", "78.0", "90.0", "66.0", "62.0"],
+        ["49.0", "60.5", "72.0", "83.5", "95.0", "72.0", "68.2"],
+    ]
+
+
+def test_the_info_command_draws(command, tmp_path):
+    path = save_npz(load_dataset(arrays()), tmp_path / "a.npz")
+    assert command("info", path, "--plot", tmp_path / "a.png")[0] == 0
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_check_command_says_what_and_what_to_do(command, tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, **arrays(actions=np.zeros(12, int), rewards=np.full(12, np.nan)))
+    code, out = command("check", path)
+    assert code == 1 and "error: actions: int64 from 0 to 0, and no action space is given (all 12 rows)\n" in out
+    assert "\n    -> give the action space" in out and out.endswith("2 errors, 1 warning, 1 note\n")
+    assert max(map(len, out.splitlines()[:-1])) <= 80 and "\x1b" not in out
+    code, out = command("check", path, "--action-space", "discrete:1")
+    assert code == 1 and "no action space" not in out
+    code, out = command("check", path, "--json")
+    about = json.loads(out)
+    assert code == 1 and (about["errors"], about["warnings"], about["notes"]) == (2, 1, 1)
+    assert about["findings"][0] | {"means": "", "advice": ""} == {
+        "name": "not-finite", "severity": "error", "field": "rewards", "count": 12, "first_row": 0, "what": "NaN or infinity",
+        "means": "", "advice": "", "unit": "rows", "of": 12,
+    }  # fmt: skip
