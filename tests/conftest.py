@@ -73,6 +73,14 @@ for line in sys.stdin:
 """
 
 
+@pytest.fixture(autouse=True, scope="session")
+def kept_apart(tmp_path_factory):
+    """What is kept of datasets that are slow to read lies in a folder of the tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OFFRL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 class Ended(NamedTuple):
     code: int  # negative: the signal that killed it
     out: str

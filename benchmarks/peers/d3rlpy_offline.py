@@ -63,9 +63,10 @@ def actor(found: dict[str, np.ndarray]):
 
 
 def run(env: Path, agent: str, name: str, source: str, seed: int, steps: int) -> None:
+    from offrl.data.info import transition_weighted_return
     from offrl.data.load import load_dataset
     from offrl.envs.make import env_for
-    from offrl.recipes.common import FINAL_SEED, result, transition_weighted_return
+    from offrl.recipes.common import FINAL_SEED, result
     from offrl.training.evaluate import evaluate
     from offrl.training.run import versions
 

@@ -14,14 +14,16 @@ import tyro
 from offrl.cli.console import out
 from offrl.core.config import ConfigError
 from offrl.data.dataset import DataError, Dataset
-from offrl.data.load import load_dataset, locate
+from offrl.data.load import load_dataset
 from offrl.data.minari import ID, minari_root
 from offrl.data.reshape import choose, merge
 from offrl.data.save import lost_in_minari, save_csv, save_d4rl, save_minari, save_npz, save_parquet
+from offrl.data.source import locate
 from offrl.data.table import TableColumns
 
 SAVERS = {".hdf5": save_d4rl, ".h5": save_d4rl, ".npz": save_npz, ".csv": save_csv, ".csv.gz": save_csv, ".parquet": save_parquet}
 ROLES = ("obs", "action", "reward", "episode", "time", "terminated", "truncated", "next_obs", "actions")
+FORMATS = ("missing_rewards", "obs_keys", "filter_key", "dones")  # what single formats take
 ABOUT = {  # what follows from the data in Minari's metadata.json
     "data_format", "dataset_id", "minari_version", "total_steps", "total_episodes", "dataset_size", "observation_space", "action_space",
     "env_spec", "env_id", "ref_min_score", "ref_max_score",
@@ -34,8 +36,16 @@ class Options:
     """Replace what is there already."""
     lossy: bool = False
     """Leave out what the new format has no place for."""
-    semantics: Literal["strict", "d4rl"] | None = None
-    """How a D4RL file is read."""
+    semantics: Literal["strict", "d4rl", "ogbench"] | None = None
+    """How a file is read: every row as stored, as D4RL itself does, as OGBench means it; by default what the dataset's id stands for."""
+    missing_rewards: float | None = None
+    """What stands for rewards that are not stored, in OGBench's and robomimic's data."""
+    obs_keys: tuple[str, ...] = ()
+    """The observations of a robomimic file to take, in this order; by default all of them, sorted."""
+    filter_key: str | None = None
+    """The demonstrations of a robomimic file that its mask of this name lists."""
+    dones: Literal["terminal", "cut"] | None = None
+    """Whether a robomimic file's dones are true ends, or not looked at."""
     action_space: str | None = None
     """discrete:N, continuous or box:LOW,HIGH, where the data does not say."""
     env: str | None = None
@@ -71,8 +81,9 @@ class Options:
 
     def load(self, source: str) -> Dataset:
         reading = {"semantics": self.semantics, "action_space": self.action_space, "env_id": self.env, "on_bad": self.on_bad}
+        reading |= {name: value for name in FORMATS if (value := getattr(self, name)) not in (None, ())}
         data = load_dataset(source, columns=self.table(), **reading)
-        if (table := locate(source, self.table()).table) and table.actions:
+        if (table := locate(source, columns=self.table()).table) and table.actions:
             out.print(f"actions: {', '.join(f'{i} is {label}' for i, label in enumerate(table.actions))}")
         return data
 

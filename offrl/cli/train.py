@@ -45,8 +45,10 @@ class Train(Generic[A]):
     """Your own Python files to run first: they register agents and environments."""
     action_space: str | None = None
     """discrete:N, continuous or box:LOW,HIGH, where the data does not say."""
-    semantics: Literal["strict", "d4rl"] | None = None
-    """How a D4RL file is read."""
+    semantics: Literal["strict", "d4rl", "ogbench"] | None = None
+    """How a file is read: every row as stored, as D4RL itself does, as OGBench means it; by default what the dataset's id stands for."""
+    missing_rewards: float | None = None
+    """What stands for rewards that are not stored, in OGBench's and robomimic's data."""
     on_bad: Literal["error", "drop"] = "error"
     """What rows with NaN or infinity do: stop, or be left out."""
     memory: Literal["auto", "ram", "map"] = "auto"
@@ -68,6 +70,7 @@ def train(arguments: Sequence[str]) -> None:
     how = ("stacked" if on_gpu else "processes") if args.how == "auto" else args.how
     options = {name: getattr(args, name) for name in ("runs", "fresh")}
     reading = {name: getattr(args, name) for name in ("on_bad", "semantics", "action_space", "memory")}
+    reading |= {} if args.missing_rewards is None else {"missing_rewards": args.missing_rewards}
     with bars() as progress:
         bar = reporter(progress, f"{recipe} seed")
         data = load_dataset(dataset, progress=partial(reporter(progress, "reading"), dataset), **reading)

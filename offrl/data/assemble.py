@@ -73,4 +73,5 @@ def spans(starts: np.ndarray, rows: int) -> Iterator[tuple[int, int]]:
 
 def _remarks(columns: Columns) -> list[str]:
     open_ends = int(unflagged(columns).sum())
-    return [f"{columns.name}: {open_ends} of {columns.ends.sum()} episodes end without a flag; taken as cut off there"] if open_ends else []
+    said = f"{columns.name}: {open_ends} of {columns.starts.size - 1} episodes end without a flag; taken as cut off there"
+    return [*columns.remarks, *([said] if open_ends else [])]

@@ -13,10 +13,10 @@ from offrl.data.columns import Columns, afford, available_memory, budget
 from offrl.data.d4rl import with_time_limits
 from offrl.data.dataset import DataError
 from offrl.data.finding import SEVERITIES, Finding, say
-from offrl.data.load import RATIO, TRAINING, locate, opened, prepared
+from offrl.data.load import RATIO, TRAINING
+from offrl.data.source import locate, opened, prepared
 from offrl.data.survey import Survey
 from offrl.envs.facts import facts
-from offrl.envs.scores import d4rl
 
 AT_ONCE = (  # what headers and flags tell
     look_rows.flag_values, look_rows.both_flags, look_rows.ends, look_rows.one_step, look_rows.limit_as_end,
@@ -37,6 +37,7 @@ def check(
     columns: Any = None,
     limit_bytes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    **options: Any,
 ) -> list[Finding]:
     """Everything conspicuous in what `load_dataset` would read under the same arguments, errors first; empty: nothing was found.
 
@@ -45,11 +46,11 @@ def check(
     found: list[Finding] = []
     looks: list[Callable[[Survey], Iterable[Finding]]] = []
     try:
-        place = locate(source, columns)
-        with opened(place, limit_bytes, gaps=True) as raw:
+        place = locate(source, semantics, columns, options)
+        with opened(place, gaps=True) as raw:
             stored = prepared(raw, action_space, env_id)
             _believe(stored, limit_bytes)
-            if semantics == "d4rl" or (semantics is None and place.dataset_id in d4rl()):
+            if place.semantics == "d4rl":
                 stored = with_time_limits(stored)
             survey = Survey(stored, facts(stored.env_id))
             looks = [partial(look, place) for look in (look_names.unread_keys, look_names.column_shapes)] + [*AT_ONCE]

@@ -46,7 +46,8 @@ class Columns:
 
     ends (N,) bool marks episode ends that the format knows without a flag; last_obs (E, obs) then holds the observation
     after each of them, and last_known (E,) bool, if it is there, where that was recorded. Only formats that store whole episodes
-    have these. `slow` formats are worth keeping in another form once they have been read; `stored` is the source's size in bytes;
+    have these. `remarks` are what a reader has to say to
+    the user. `slow` formats are worth keeping in another form once they have been read; `stored` is the source's size in bytes;
     `first_row` the row of it that these columns begin with.
     """
 
@@ -66,6 +67,7 @@ class Columns:
     dataset_id: str | None = None
     ref_min: float | None = None
     ref_max: float | None = None
+    remarks: tuple[str, ...] = ()
     slow: bool = False
     stored: int = 0
     first_row: int = 0

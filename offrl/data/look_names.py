@@ -13,7 +13,7 @@ from offrl.core.space import Box, Discrete
 from offrl.data.about import SAID
 from offrl.data.columns import FIELDS, OPTIONAL
 from offrl.data.finding import Finding, say
-from offrl.data.load import Place
+from offrl.data.source import Place
 from offrl.data.survey import Survey
 
 

@@ -11,14 +11,12 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from offrl.core.space import Discrete, Space
-from offrl.data import cache
 from offrl.data.columns import Columns, afford, budget, cost, home_folder
 from offrl.data.dataset import DataError
 from offrl.data.hdf5 import opened
@@ -196,21 +194,3 @@ def _assembled(
     columns["ends"] = np.zeros(sum(lengths), bool)
     columns["ends"][np.cumsum(lengths) - 1] = True
     return columns
-
-
-def read_minari(folder: Path, limit_bytes: int | None = None) -> Columns:
-    """All of `open_minari` in memory; what was read once comes from the cache."""
-    with open_minari(folder) as columns:
-        afford(str(folder), columns.cost, budget(limit_bytes))
-        main = next((each for each in (folder / "data/main_data.hdf5", folder / "main_data.hdf5") if each.is_file()), None)
-        arrays = None if main is None else cache.recall(main)
-        if arrays is None:
-            arrays = _read(columns)
-            if main is not None:
-                cache.remember(main, arrays)
-        return replace(columns, **arrays)
-
-
-def _read(columns: Columns) -> dict[str, np.ndarray]:
-    loaded = columns.load()
-    return {key: getattr(loaded, key) for key in ("observations", "actions", "rewards", "terminals", "timeouts", "ends", "last_obs")}

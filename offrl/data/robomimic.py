@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,10 +80,10 @@ def open_robomimic(
             slow=True,
         )
         if obs_keys is None and len(keys) > 1:
-            warnings.warn(f"{path}: an observation is all of {', '.join(keys)}, in this order; obs_keys chooses others", stacklevel=4)
+            columns.remarks += (f"{path}: an observation is all of {', '.join(keys)}, in this order; obs_keys chooses others",)
         if early := int((terminals & ~ends).sum()):
             what = f"{early} rows are done before their demonstration ends; each of them ends an episode"
-            warnings.warn(f"{path}: {what}. dones='cut' keeps demonstrations whole", stacklevel=4)
+            columns.remarks += (f"{path}: {what}. dones='cut' keeps demonstrations whole",)
         yield columns
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from offrl.data.d4rl import max_steps
 from offrl.data.dataset import DataError
-from offrl.data.load import URL, load_dataset
+from offrl.data.load import load_dataset
 from offrl.envs import scores
 
 
@@ -128,7 +128,7 @@ def test_an_id_reads_as_d4rls_own_loop(tmp_path, monkeypatch, name):
     data = LAYOUTS[name]()
     monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path))
     monkeypatch.setenv("OFFRL_CACHE", str(tmp_path / "cache"))
-    write(tmp_path / (URL + scores.d4rl()[name]["url_path"]).rpartition("/")[2], data)
+    write(tmp_path / scores.d4rl()[name]["url_path"].rpartition("/")[2], data)
     dataset = load_dataset(name)
     rows, ended = by_its_loop(data, max_steps(name))
     batch = dataset.transitions()

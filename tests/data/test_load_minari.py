@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from offrl.core.space import Box, Discrete
+from offrl.data.catalog import installed
 from offrl.data.dataset import DataError, Dataset
-from offrl.data.load import installed, load_dataset
+from offrl.data.load import load_dataset
 from offrl.data.save import save_minari
 from offrl.envs import scores
 
@@ -101,7 +102,7 @@ def test_an_id_is_found_under_the_root(tmp_path):
         load_dataset("offrl/hopper-mad-v0")
     with pytest.raises(DataError, match="`offrl data build offrl/hopper-random-v0` puts it into"):
         load_dataset("offrl/hopper-random-v0")
-    with pytest.raises(DataError, match="minari download mujoco/ant/made-v0"):
+    with pytest.raises(DataError, match="`offrl data fetch mujoco/ant/made-v0` puts it into .*; the nearest: mujoco/ant"):
         load_dataset("mujoco/ant/made-v0")
 
 

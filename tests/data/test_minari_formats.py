@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from offrl.core.space import Box as Bounds
 from offrl.core.space import Discrete as Choices
 from offrl.data import assemble
+from offrl.data.catalog import installed
 from offrl.data.dataset import DataError
-from offrl.data.load import installed, load_dataset
+from offrl.data.load import load_dataset
 from offrl.data.minari import open_minari
 from offrl.data.rows import EpisodeRows, KeptRows, SomeRows, observation_rows
 

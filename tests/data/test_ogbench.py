@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offrl.data.assemble import spans
-from offrl.data.columns import to_dataset
 from offrl.data.dataset import DataError
-from offrl.data.load import load_dataset, prepared
+from offrl.data.load import load_dataset
 from offrl.data.ogbench import is_ogbench, open_ogbench
 
 
@@ -46,8 +45,7 @@ def write(path, data):
 
 
 def load(path, **options):
-    with open_ogbench(path, **options) as columns:
-        return to_dataset(prepared(columns).load())
+    return load_dataset(path, semantics="ogbench", **options)
 
 
 @settings(max_examples=40, deadline=None)
@@ -103,7 +101,7 @@ def test_missing_rewards_are_asked_for(tmp_path):
 def test_it_is_never_taken_for_a_flat_archive(tmp_path):
     """Without its name the archive is refused, since it lacks rewards; the keys suffice to say what it may be."""
     data = published()
-    with pytest.raises(DataError, match="no 'rewards'"):
+    with pytest.raises(DataError, match="semantics='ogbench' reads it"):
         load_dataset(write(tmp_path / "a.npz", data))
     assert is_ogbench(data) and is_ogbench(compact(data) | {"rewards": 0})
     flat = ("observations", "actions", "rewards", "terminals")

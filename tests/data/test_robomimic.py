@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from offrl.core.space import Box
-from offrl.data.columns import to_dataset
 from offrl.data.dataset import DataError
 from offrl.data.hdf5 import opened
-from offrl.data.load import prepared
+from offrl.data.load import load_dataset
 from offrl.data.robomimic import is_robomimic, open_robomimic
 
 KEYS = {"object": 10, "robot0_eef_pos": 3, "robot0_eef_quat": 4}
@@ -60,8 +59,7 @@ def quiet():
 
 
 def load(path, **options):
-    with open_robomimic(path, **options) as columns:
-        return to_dataset(prepared(columns).load())
+    return load_dataset(path, **options)
 
 
 def laid_out(states, part, keys=SORTED):
@@ -215,3 +213,19 @@ def test_it_is_told_from_flat_files(tmp_path):
         with opened(tmp_path / f"{name}.hdf5") as file:
             told[name] = is_robomimic(file)
     assert told == {"a": True, "flat": False, "other": False}
+
+
+def test_what_a_reader_says_is_said_again_from_the_cache(tmp_path):
+    path, _ = write(tmp_path / "a.hdf5")
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="in this order; obs_keys chooses others"):
+            load(path)
+
+
+def test_an_option_of_another_format_is_refused(tmp_path):
+    path, _ = write(tmp_path / "a.hdf5")
+    with pytest.raises(DataError, match=r"no option 'obs_key' for data of this format.*obs_keys"):
+        load(path, obs_key=("object",))
+    np.savez(tmp_path / "a.npz", observations=np.zeros((3, 1)))
+    with pytest.raises(DataError, match="no option 'obs_keys'"):
+        load(tmp_path / "a.npz", obs_keys=("object",))

@@ -254,3 +254,12 @@ def test_a_pickle_is_answered_with_the_lines_that_convert_it(tmp_path):
     with pytest.warns(UserWarning, match="2 of 6 episodes end without a flag"):  # those that were going on
         data = load_dataset(tmp_path / "replay.npz")
     assert data.fingerprint == from_sb3(buffer).fingerprint
+
+
+def test_its_files_are_refused_with_the_way_to_convert_them(tmp_path):
+    path = tmp_path / "buffer.pkl"
+    path.write_bytes(b"\x80\x04\x95 anything at all")
+    with pytest.raises(DataError, match="from_sb3"):
+        load_dataset(path)
+    with pytest.raises(DataError, match="a list is no path, id or mapping of arrays; .*offrl.from_sb3"):
+        load_dataset([1, 2])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import offrl
-from offrl.data.check import transition_weighted_return
 from offrl.data.dataset import DataError, Dataset
+from offrl.data.info import transition_weighted_return
 from offrl.data.save import save_npz
 from offrl.data.transforms import REWARDS, scale_and_shift, with_reward
 from offrl.recipes import offline
