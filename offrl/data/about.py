@@ -80,7 +80,7 @@ def read_spec(text: Any, name: str) -> dict[str, Any]:
         if not all(isinstance(value, str | None) for value in (spec.env_id, spec.dataset_id)):
             raise TypeError("an id that is no text")
         scores = [None if score is None else float(score) for score in (spec.ref_min, spec.ref_max)]
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(f"{name}: what it says of its spaces and scores cannot be read ({error!r})") from error
     ids = {"env_id": spec.env_id, "dataset_id": spec.dataset_id}
     return ids | {"obs_space": spec.obs, "action_space": spec.action, "ref_min": scores[0], "ref_max": scores[1]}

@@ -26,11 +26,11 @@ DAMAGE = (OSError, ValueError, EOFError, KeyError, NotImplementedError, zlib.err
 @contextmanager
 def open_cells(
     path: Path, gaps: bool = False, delimiter: str = ",", decimal: str = ".", encoding: str = "utf-8", missing: Sequence[str] = ()
-):
+) -> Iterator[Cells]:
     """The open file, by its first bytes a Parquet file or else a CSV, plain or in gzip. The last four arguments are for CSV.
 
     With `gaps`, missing numbers are NaN and infinite ones stay; without, they are errors. `missing`: cells that stand for a missing
-    value, besides empty ones. Raises DataError where the file is not one of the two, ImportError where pyarrow is not installed.
+    value, besides empty ones. Raises DataError, or ImportError where pyarrow is not installed.
     """
     try:
         import pyarrow as pa
@@ -171,7 +171,9 @@ class Csv(Cells):
                     raise self._explained(error) from error
 
     def place(self, row: int) -> str:
-        return next((f"line {line}" for number, (line, _) in enumerate(self._lines()) if number == row), f"row {row}")
+        with suppress(csv.Error, *DAMAGE):
+            return next(f"line {line}" for number, (line, _) in enumerate(self._lines("replace"), -1) if number == row)
+        return f"row {row}"
 
     def whole(self, cells: Any) -> bool:
         return self.pc.all(self.pc.match_substring_regex(cells, r"^\s*([+-]?\d+)?\s*$")).as_py() is not False
@@ -181,12 +183,12 @@ class Csv(Cells):
 
     def texts(self, name: str, cells: Any, rows: Sequence[int]) -> Any:
         cells = self.pc.utf8_trim_whitespace(cells)
-        if (row := self._first(self.absent(cells))) is not None:
+        if (row := self._first(self.pc.is_in(cells, value_set=self.missing))) is not None:
             raise self.bad(name, rows[row], f"{_shown(cells[row])} stands for a missing value, and each row must have one here")
         return cells
 
     def times(self, name: str, cells: Any, rows: Sequence[int]) -> tuple[str, np.ndarray]:
-        pa, cells = self.pa, self.texts(name, cells, rows)
+        pa, cells = self.pa, self._with_points(self.texts(name, cells, rows))
         kinds = {
             pa.int64(): "numbers",
             pa.float64(): "numbers",
@@ -197,26 +199,29 @@ class Csv(Cells):
             with suppress(pa.ArrowInvalid):
                 values = cells.cast(kind)
                 return what, (values if what == "numbers" else values.cast(pa.int64())).to_numpy()
-        row = next(row for row in range(len(cells)) if not any(self._casts(cells[row : row + 1], kind) for kind in kinds))
-        raise self.bad(name, rows[row], f"{_shown(cells[row])} is neither a number nor a time as in 2024-12-31 23:59:59")
+        row = next(row for row in range(len(cells)) if not any(self._casts(cells[: row + 1], kind) for kind in kinds))
+        what = "neither a number nor a time as in 2024-12-31 23:59:59" + ("" if row == 0 else ", as those before it are")
+        raise self.bad(name, rows[row], f"{_shown(cells[row])} is {what}")
 
     def _numbers(self, name: str, cells: Any, rows: Sequence[int]) -> np.ndarray:
         pa, pc = self.pa, self.pc
         cells = pc.utf8_trim_whitespace(cells)
-        absent = self.absent(cells)
+        absent = pc.is_in(cells, value_set=self.missing)
         if (row := self._first(absent)) is not None:
             if not self.gaps:
                 raise self.bad(name, rows[row], f"{_shown(cells[row])} stands for a missing value; on_bad='drop' leaves such rows out")
             cells = pc.if_else(absent, "nan", cells)
-        if self.decimal != ".":
-            if (row := self._first(pc.match_substring(cells, "."))) is not None:
-                raise self.bad(name, rows[row], f"{_shown(cells[row])} has a point, and decimal is {self.decimal!r}")
-            cells = pc.replace_substring(cells, self.decimal, ".")
+        if self.decimal != "." and (row := self._first(pc.match_substring(cells, "."))) is not None:
+            raise self.bad(name, rows[row], f"{_shown(cells[row])} has a point, and decimal is {self.decimal!r}")
+        cells = self._with_points(cells)
         try:
             return cells.cast(pa.float32()).to_numpy()[:, None]  # not by way of float64, which would round twice
         except pa.ArrowInvalid:
             row = next(row for row in range(len(cells)) if not self._casts(cells[row : row + 1], pa.float32()))
-            raise self.bad(name, rows[row], _no_number(cells[row].as_py())) from None
+            raise self.bad(name, rows[row], _no_number(cells[row])) from None
+
+    def _with_points(self, cells: Any) -> Any:
+        return cells if self.decimal == "." else self.pc.replace_substring(cells, self.decimal, ".")
 
     def _casts(self, cells: Any, kind: Any) -> bool:
         try:
@@ -231,25 +236,33 @@ class Csv(Cells):
     def _header(self) -> tuple[list[str], int]:
         """The columns' names, and how many lines they take."""
         try:
-            with io.TextIOWrapper(self._open(), "utf-8-sig" if self.encoding == "utf-8" else self.encoding, newline="") as file:
-                rows = csv.reader(file, delimiter=self.delimiter)
-                names = next(([cell.strip() for cell in row] for row in rows if row), [])
+            line, cells = next(self._lines(), (0, []))
+        except DataError:
+            raise
         except (*DAMAGE, LookupError, TypeError, csv.Error) as error:
             raise self._explained(error) from error
+        names = [cell.strip() for cell in cells]
         if twice := {name for name in names if names.count(name) > 1}:
             listed = ", ".join(map(repr, sorted(twice)))
             raise DataError(f"{self.path}: two columns are called {listed} in the first line; give each column a name of its own")
         if all(re.fullmatch(r"[-+.\deE]*", name) for name in names):
             raise DataError(f"{self.path}: its first line must name the columns, and is {self.delimiter.join(names)[:80]!r}")
-        return names, rows.line_num
+        return names, line
 
-    def _lines(self) -> Iterator[tuple[int, list[str]]]:
-        """(line, cells) of each row."""
-        with io.TextIOWrapper(self._open(), self.encoding, errors="replace", newline="") as file:
-            rows = csv.reader(file, delimiter=self.delimiter)
-            filled = ((rows.line_num, row) for row in rows if row)
-            next(filled)
-            yield from filled
+    def _lines(self, errors: str = "strict") -> Iterator[tuple[int, list[str]]]:
+        """(line, cells) of the header and each row. Raises DataError where a line is too long to be one."""
+        encoding = "utf-8-sig" if self.encoding == "utf-8" else self.encoding
+        with io.TextIOWrapper(self._open(), encoding, errors, newline="") as file:
+            rows = csv.reader(self._bounded(file), delimiter=self.delimiter)
+            yield from ((rows.line_num, row) for row in rows if row)
+
+    def _bounded(self, file: io.TextIOWrapper) -> Iterator[str]:
+        number = 0
+        while line := file.readline(LINE):
+            number += 1
+            if len(line) == LINE:
+                raise DataError(f"{self.path}: line {number} is longer than {LINE:,} characters; is it a table?")
+            yield line
 
     def _explained(self, error: Exception) -> DataError:
         """What is wrong with a file that cannot be parsed, and where."""
@@ -263,7 +276,7 @@ class Csv(Cells):
                     except UnicodeError:
                         return DataError(f"{self.path}: line {number} is not {self.encoding}; name the file's encoding (encoding: cp1252)")
         with suppress(csv.Error, *DAMAGE):
-            for line, row in self._lines():
+            for line, row in self._lines("replace"):
                 if len(row) != len(self.names):
                     return DataError(f"{self.path}: line {line} has {len(row)} cells, and the first line names {len(self.names)} columns")
         return DataError(f"{self.path}: cannot be read as CSV; the file is cut short or damaged ({error})")
@@ -371,15 +384,12 @@ def _shown(cell: Any) -> str:
     return "an empty cell" if text == "''" else text
 
 
-def _no_number(cell: str) -> str:
-    if cell.lower() in ("true", "false"):
+def _no_number(cell: Any) -> str:
+    text = cell.as_py()
+    if text.lower() in ("true", "false"):
         advice = "; write 1 and 0"
-    elif re.fullmatch(r"[+-]?\d{1,3}([., '’\u00a0\u202f]\d{3})+([.,]\d+)?|[+-]?\d+,\d+", cell):
+    elif re.fullmatch(r"[+-]?\d{1,3}([., '’\u00a0\u202f]\d{3})+([.,]\d+)?|[+-]?\d+,\d+", text):
         advice = "; write no separators of thousands, and name a decimal comma (decimal: ',')"
     else:
         advice = "; name what stands for a missing value (missing: ...)"
-    return f"{_shown_text(cell)} is not a number{advice}"
-
-
-def _shown_text(cell: str) -> str:
-    return repr(cell if len(cell) <= 40 else cell[:40] + "...")
+    return f"{_shown(cell)} is not a number{advice}"

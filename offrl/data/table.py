@@ -100,7 +100,7 @@ def find_columns(path: Path, given: TableColumns | Mapping[str, Any] | str | os.
             )
     try:
         value = yaml.load(Path(given).read_text(encoding="utf-8"), yaml.BaseLoader)  # in which `off` and `no` are words
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise DataError(f"{os.fspath(given)}: not readable as YAML ({error})") from error
     return _merged(value, os.fspath(given))
 

@@ -86,7 +86,7 @@ def test_the_columns_may_be_said_in_four_ways(csv, tmp_path):
         (PLANT.replace("\n0,b", "\n\n0,b"), {}),
         (PLANT.replace(",", " , "), {}),
         (PLANT.replace("batch", '"batch"').replace("0.3", '"0.3"'), {}),
-        (PLANT.replace(",", ";").replace(".", ","), {"delimiter": ";", "decimal": ","}),
+        (PLANT.replace(",", ";").replace("1;a", "1.5;a").replace(".", ","), {"delimiter": ";", "decimal": ","}),
         (PLANT.replace(",", "\t"), {"delimiter": "\t"}),
         (PLANT.replace("flow", "flow/°").encode("cp1252"), {"encoding": "cp1252", "obs": ["level", "flow/°"]}),
         (PLANT.encode("utf-16"), {"encoding": "utf-16"}),

@@ -73,7 +73,8 @@ def test_the_table_is_good(csv):
         ("level", "levle", "no column 'level' for obs .nearest: 'levle'.; its columns are time, batch, levle"),
         ("1,b", "0,b", "column 'time', line 6: time does not go on from the row before, in the same episode; sort the rows by time$"),
         ("1,b", "-1,b", "column 'time', line 6: time does not go on"),
-        ("1,b", "noon,b", "column 'time', line 6: 'noon' is neither a number nor a time"),
+        ("1,b", "noon,b", "column 'time', line 6: 'noon' is neither a number nor a time as in .*, as those before it are"),
+        ("1,b", "2024-01-01,b", "column 'time', line 6: '2024-01-01' is neither"),
         ("1,b", ",b", "column 'time', line 6: an empty cell stands for a missing value, and each row must have one here"),
         ("1,b", "1,", "column 'batch', line 6: an empty cell"),
         ("1,b", "1,a", "column 'batch', line 6: episode 'a' begins again"),
@@ -92,6 +93,10 @@ def test_what_is_wrong_is_named(csv, was, made, message):
     text = GOOD.replace(was, made, 1) if was != "," else GOOD.replace(was, made)
     with pytest.raises(DataError, match=message):
         load_dataset(csv(text), columns=COLUMNS)
+
+
+def test_a_file_without_lines_is_not_read_into_memory(csv):
+    assert "line 1 is longer than 131,072 characters" in refusal(csv(gzip.compress(bytes(1 << 26)), "zeros.csv.gz"))
 
 
 def test_encodings_are_not_guessed(csv):
