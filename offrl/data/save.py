@@ -108,7 +108,7 @@ def save_npz(dataset: Dataset, path: str | os.PathLike[str], overwrite: bool = F
                 for start, stop in _spans(dataset):
                     member.write(np.ascontiguousarray(column(start, stop)).data)
         for name, value in said.items():
-            with archive.open(f"{name}.npy", "w") as member:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 npy.write_array(member, np.asarray(value), allow_pickle=False)
     return Path(path)
 
@@ -118,17 +118,16 @@ def save_d4rl(dataset: Dataset, path: str | os.PathLike[str], overwrite: bool = 
     observations; attributes name the environment and the action bounds. Returns its path.
     """
     spec, said = dataset.spec, _said(dataset)
+    sealed = {"compression": "gzip", "compression_opts": 4, "shuffle": True, "fletcher32": True}
     with _file(Path(path), overwrite) as temporary, h5py.File(temporary, "w") as file:
         for name, column in _flat(dataset).items():
             some = column(0, 1)
-            stored = file.create_dataset(
-                name, (len(dataset), *some.shape[1:]), some.dtype, compression="gzip", compression_opts=4, shuffle=True, fletcher32=True
-            )
+            stored = file.create_dataset(name, (len(dataset), *some.shape[1:]), some.dtype, **sealed)
             for start, stop in _spans(dataset):
                 stored[start:stop] = column(start, stop)
         for name in EPISODES:
             if name in said:
-                file[name] = said[name]
+                file.create_dataset(name, data=said[name], **sealed)
         file.attrs["offrl_spec"] = said["offrl_spec"]
         if spec.env_id is not None:
             file.attrs["env_id"] = spec.env_id
