@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -54,8 +55,8 @@ class Info(Source):
 def check(arguments: Sequence[str]) -> int:
     """1 where something is wrong that keeps the data from being read, else 0."""
     args = tyro.cli(Source, args=list(arguments), prog="offrl data check", description="Everything that is wrong with a dataset.")
-    with bars() as progress:
-        found = checks.check(args.dataset, progress=partial(reporter(progress, "rows of"), args.dataset), **args.reading())
+    with _progress("rows of", args.dataset) as progress:
+        found = checks.check(args.dataset, progress=progress, **args.reading())
     counts = Counter(finding.severity for finding in found)
     if args.json:
         about = {"dataset": args.dataset} | {f"{severity}s": counts[severity] for severity in SEVERITIES}
@@ -66,6 +67,15 @@ def check(arguments: Sequence[str]) -> int:
     said = ", ".join(f"{counts[each]} {each}{'' if counts[each] == 1 else 's'}" for each in SEVERITIES)
     out.print(f"{args.dataset}: {said}" if found else f"{args.dataset}: 0 errors, nothing to remark")
     return 1 if counts["error"] else 0
+
+
+@contextmanager
+def _progress(what: str, name: str) -> Iterator[Callable[[int, int], None] | None]:
+    if not err.is_terminal:  # where even an idle bar leaves an empty line
+        yield None
+        return
+    with bars() as progress:
+        yield partial(reporter(progress, what), name)
 
 
 def _print(finding: Finding) -> None:
@@ -90,8 +100,8 @@ def _count(finding: Finding) -> str:
 
 def info(arguments: Sequence[str]) -> None:
     args = tyro.cli(Info, args=list(arguments), prog="offrl data info", description="What is in a dataset.")
-    with bars() as progress:
-        data = load_dataset(args.dataset, progress=partial(reporter(progress, "reading"), args.dataset), **args.reading())
+    with _progress("reading", args.dataset) as progress:
+        data = load_dataset(args.dataset, progress=progress, **args.reading())
     about = {"dataset": args.dataset} | _place(args) | figures.info(data)
     if args.json:
         out.print(json.dumps(about, indent=1))

@@ -67,8 +67,7 @@ def limit_as_end(survey: Survey) -> Iterator[Finding]:
     at, near = lengths == longest, (lengths >= longest - width) & (lengths < longest)
     true = at & (survey.terminals & ~survey.timeouts)[survey.last]
     if longest >= 10 and true.sum() > max(2, SPIKE * near.sum() / width, episodes / 100) and true.sum() >= MOST * at.sum():
-        share = "all episodes end" if at.all() else f"{true.sum():,} of {episodes:,} episodes end"
-        yield from say("limit-as-end", "terminals", true.sum(), episodes, survey.last[true.argmax()], share=share, steps=longest)
+        yield from say("limit-as-end", "terminals", true.sum(), episodes, survey.last[true.argmax()], steps=longest)
 
 
 def time_limit(survey: Survey) -> int | None:

@@ -10,7 +10,7 @@ import numpy as np
 from offrl.core.space import Box
 from offrl.data.columns import FIELDS
 from offrl.data.figures import Values
-from offrl.data.finding import Finding, listed, say
+from offrl.data.finding import Finding, listed, numbered, say
 from offrl.data.survey import Survey
 
 FAR = 1000  # times what 99 of 100 values stay within: no longer of their kind
@@ -33,14 +33,14 @@ def coarse(survey: Survey) -> Iterator[Finding]:
         values: Values = getattr(survey, field)
         if values.coarse:
             features = np.flatnonzero(values.coarse_features)
-            where = f", in features {listed(features)}" if values.size > 1 else ""
+            where = f", in {numbered('feature', features)}" if values.size > 1 else ""
             step = np.spacing(np.abs([values.low, values.high])[:, features].max())
             yield from say("coarse-numbers", field, values.coarse, len(survey), where=where, step=step)
 
 
 def constant(survey: Survey) -> Iterator[Finding]:
     features = np.flatnonzero(survey.observations.constant)
-    yield from say("constant-features", "observations", len(features), survey.observations.size, features=listed(features))
+    yield from say("constant-features", "observations", len(features), survey.observations.size, features=numbered("feature", features))
 
 
 def equal(survey: Survey) -> Iterator[Finding]:
@@ -59,7 +59,7 @@ def scales(survey: Survey) -> Iterator[Finding]:
     stiff = varied & (obs.std < STEPS * np.spacing(size))
     tiny = varied & ~stiff & (obs.std < SMALL)
     for kind, rows in (("stiff-features", stiff), ("tiny-features", tiny)):
-        yield from say(kind, "observations", rows.sum(), obs.size, features=listed(np.flatnonzero(rows)))
+        yield from say(kind, "observations", rows.sum(), obs.size, features=numbered("feature", np.flatnonzero(rows)))
     rest = np.flatnonzero(varied & ~stiff & ~tiny)
     if len(rest):
         low, high = rest[obs.std[rest].argmin()], rest[obs.std[rest].argmax()]
@@ -110,7 +110,7 @@ def actions(survey: Survey) -> Iterator[Finding]:
         yield from say("choices-never-made", "actions", len(never), len(figures.taken), choices=listed(never))
         return
     still, size = np.flatnonzero(figures.constant), figures.size
-    entries = "any entry" if len(still) == size else f"entry {listed(still)}" if len(still) == 1 else f"entries {listed(still)}"
+    entries = "any number" if len(still) == size else numbered("number", still)
     yield from say("constant-actions", "actions", len(still), size, entries=entries)
     if survey.columns.actions.dtype.kind != "f" and space is None:
         return

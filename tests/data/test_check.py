@@ -14,7 +14,7 @@ from offrl.core.space import Box
 from offrl.data import figures, survey
 from offrl.data.check import check
 from offrl.data.dataset import DataError, Dataset
-from offrl.data.finding import KINDS
+from offrl.data.kinds import KINDS
 from offrl.data.load import load_dataset
 from offrl.data.save import save_csv, save_d4rl, save_minari, save_npz
 
@@ -88,8 +88,8 @@ FAULTS = [  # what is changed, and the finding of it: kind, field, count, first 
     ({"rewards": put(-np.inf, 0)}, "not-finite", "rewards", 1, 0, "NaN or infinity"),
     ({"terminals": put(np.nan, 7, dtype=float)}, "not-finite", "terminals", 1, 7, "NaN or infinity"),
     ({"rewards": put(1e300, 2, 9, dtype=float)}, "beyond-float32", "rewards", 2, 2, "beyond 3.4e38"),
-    ({"observations": add(lambda x: 1_700_000_001.0 + np.arange(N))}, "coarse-numbers", "observations", N - 1, 0, "in features 3"),
-    ({"observations": put(2**24 + 1, (8, 0), dtype=float)}, "coarse-numbers", "observations", 1, 8, "in features 0"),
+    ({"observations": add(lambda x: 1_700_000_001.0 + np.arange(N))}, "coarse-numbers", "observations", N - 1, 0, "in feature 3"),
+    ({"observations": put(2**24 + 1, (8, 0), dtype=float)}, "coarse-numbers", "observations", 1, 8, "in feature 0"),
     ({"rewards": lambda r: np.full(N, 2**25 + 1)}, "coarse-numbers", "rewards", N, None, "does not have"),
     ({"terminals": put(3, 1, dtype=int)}, "flag-values", "terminals", 1, 1, "other than 0 and 1: 3"),
     ({"timeouts": put(0.5, 1, 2, dtype=float)}, "flag-values", "timeouts", 2, 1, "other than 0 and 1: 0.5"),
@@ -115,10 +115,10 @@ FAULTS = [  # what is changed, and the finding of it: kind, field, count, first 
     ({"timeouts": put(False, ENDS[1:8]), "terminals": put(False, ENDS[1:8])}, "few-episodes", "file", 5, None, "few"),
     (moved(1), "shifted-flags", "terminals", 11, 17, "a row earlier than their flags"),
     (moved(-1), "shifted-flags", "terminals", 12, 15, "a row later than their flags"),
-    ({"observations": put(2.0, EVERY)}, "constant-features", "observations", 1, None, "never change: 1"),
+    ({"observations": put(2.0, EVERY)}, "constant-features", "observations", 1, None, "never changing: feature 1"),
     ({"observations": add(lambda x: x)}, "equal-features", "observations", 1, None, "3 = 0"),
-    ({"observations": add(lambda x: x + 1e4)}, "stiff-features", "observations", 1, None, "of float32: 3"),
-    ({"observations": add(lambda x: x / 1e5)}, "tiny-features", "observations", 1, None, "below 0.001: 3"),
+    ({"observations": add(lambda x: x + 1e4)}, "stiff-features", "observations", 1, None, "of float32: feature 3"),
+    ({"observations": add(lambda x: x / 1e5)}, "tiny-features", "observations", 1, None, "below 0.001: feature 3"),
     ({"observations": add(lambda x: x * 1e6)}, "scales", "observations", 2, None, "(feature 3)"),
     ({"observations": put(-9999, (40, 1), (90, 2))}, "extreme-values", "observations", 2, 40, "-9999 in feature 1"),
     ({"rewards": put(-1e6, 33, 44)}, "extreme-rewards", "rewards", 2, 33, "up to -1e+06"),
@@ -127,8 +127,8 @@ FAULTS = [  # what is changed, and the finding of it: kind, field, count, first 
     ({"actions": lambda a: np.round(2 * a)}, "whole-actions", "actions", N, None, "whole number"),
     ({"actions": put(1.5, (8, 1))}, "no-bounds", "actions", 1, 8, "outside [-1, 1]"),
     ({"actions": put(-1, (8, 1), (9, 0))}, "actions-at-bounds", "actions", 2, 8, "at a bound of [-1, 1]"),
-    ({"actions": put(0.5, EVERY)}, "constant-actions", "actions", 1, None, "never vary in entry 1"),
-    ({"actions": put(0.5, np.s_[:])}, "constant-actions", "actions", 2, None, "never vary in any entry"),
+    ({"actions": put(0.5, EVERY)}, "constant-actions", "actions", 1, None, "never vary in number 1"),
+    ({"actions": put(0.5, np.s_[:])}, "constant-actions", "actions", 2, None, "never vary in any number"),
     ({"rewards": np.zeros_like}, "zero-rewards", "rewards", N, None, "every reward is zero"),
     ({"rewards": np.ones_like}, "reward-per-step", "rewards", N, None, "every reward is 1"),
     ({"rewards": np.ones_like, "terminals": np.zeros(N)}, "constant-rewards", "rewards", N, None, "every reward is 1"),
@@ -280,7 +280,7 @@ def test_a_limit_among_many_ends(tmp_path):
     rows = {"observations": rng.standard_normal((n, 2)), "actions": rng.uniform(-1, 1, (n, 1)), "rewards": rng.standard_normal(n)}
     flagged = rows | {"terminals": np.isin(np.arange(n), ends), "timeouts": np.zeros(n)}
     finding = one(flagged, "limit-as-end")
-    assert finding.count == len(at) and f"{len(at)} of 200 episodes end after exactly 200 steps" in finding.what
+    assert finding.count == len(at) and "after exactly 200 steps" in finding.what
     marked = rows | {"terminals": np.isin(np.arange(n), np.setdiff1d(ends, at)), "timeouts": np.isin(np.arange(n), at)}
     assert check(marked) == []
 
