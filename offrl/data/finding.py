@@ -16,9 +16,9 @@ SEVERITIES = ("error", "warning", "note")
 class Finding:
     """Something to know before training.
 
-    name: its kind, a key of KINDS in data/kinds.py. severity: "error" keeps `load_dataset` from reading the data as it is, "warning" may spoil training,
-    "note" is good to know. `count` of `of` units (rows, episodes, features, ...) show it, the first at `first_row`; None where there is
-    no such figure. what: the finding; means: why it matters; advice: what to do.
+    name: its kind, a key of KINDS in data/kinds.py. severity: "error" keeps `load_dataset` from reading the data as it is, "warning"
+    may spoil training, "note" is good to know. `count` of `of` units (rows, episodes, features, ...) show it, the first at `first_row`;
+    None where there is no such figure. what: the finding; means: why it matters; advice: what to do.
     """
 
     name: str
