@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 import torch
 
@@ -58,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # paths may be other than UTF-8
     try:
         try:
-            return _run(arguments)
+            with warnings.catch_warnings():
+                warnings.showwarning = _warn
+                return _run(arguments)
         finally:
             out.file.flush()
     except Interrupted as error:
@@ -73,6 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except REFUSALS as error:
         err.print(f"offrl: {error.args[0] if isinstance(error, KeyError) and error.args else error}", style="red")
         return 1
+
+
+def _warn(message: Warning, category: type[Warning], *_: Any) -> None:
+    """A warning as a user reads it: without its place in the code."""
+    err.print(f"warning: {message}", style="yellow")
 
 
 def _run(arguments: list[str]) -> int:

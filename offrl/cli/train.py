@@ -47,6 +47,8 @@ class Train(Generic[A]):
     """discrete:N, continuous or box:LOW,HIGH, where the data does not say."""
     semantics: Literal["strict", "d4rl", "ogbench"] | None = None
     """How a file is read: every row as stored, as D4RL itself does, as OGBench means it; by default what the dataset's id stands for."""
+    columns: Path | None = None
+    """A YAML file that says what the columns of a CSV or Parquet file are; by default, the one beside it."""
     missing_rewards: float | None = None
     """What stands for rewards that are not stored, in OGBench's and robomimic's data."""
     on_bad: Literal["error", "drop"] = "error"
@@ -69,7 +71,7 @@ def train(arguments: Sequence[str]) -> None:
     on_gpu = args.config.device.startswith("cuda") or (args.config.device == "auto" and torch.cuda.is_available())
     how = ("stacked" if on_gpu else "processes") if args.how == "auto" else args.how
     options = {name: getattr(args, name) for name in ("runs", "fresh")}
-    reading = {name: getattr(args, name) for name in ("on_bad", "semantics", "action_space", "memory")}
+    reading = {name: getattr(args, name) for name in ("on_bad", "semantics", "action_space", "columns", "memory")}
     reading |= {} if args.missing_rewards is None else {"missing_rewards": args.missing_rewards}
     with bars() as progress:
         bar = reporter(progress, f"{recipe} seed")
