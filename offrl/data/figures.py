@@ -256,6 +256,12 @@ class Around:
         moving = (total > 0) & np.isfinite(total)
         return np.divide(steps, total, where=moving, out=np.zeros_like(steps)).sum(axis=2) / np.maximum(moving.sum(axis=2), 1)
 
+    def spreads(self) -> np.ndarray:
+        """(2 REACH + 2,): how far rows at the same distance from an end lie apart, on average over features; 1 at most."""
+        std = self.obs.std(axis=0, dtype=np.float64)
+        most = std.max(axis=0)
+        return (std[:, most > 0] / most[most > 0]).mean(axis=1) if (most > 0).any() else np.ones(len(std))
+
 
 class Successors:
     """How stored next observations lie to the rows below, above and their own, and to the flags.

@@ -15,6 +15,8 @@ from offrl.data.survey import Survey
 SPLIT = 10  # fewer episodes are few
 CLEAR = 2.5  # times as far as elsewhere: a jump
 MOST = 0.8  # of the episodes, or of the rows
+LASTS = 1.5  # times as far apart as two rows later
+TINY = 1e-3  # of the largest spread: none
 MANY = 1 / 3  # of the episodes
 SPIKE = 5  # times as many as of a length nearby
 
@@ -131,7 +133,9 @@ def _shifted_by(survey: Survey) -> int:
 
 
 def _jump(survey: Survey) -> int | None:
-    """Beside the ends by how many rows the observations jump, in most episodes and clearly; None where they do nowhere."""
+    """Beside the ends by how many rows episodes begin anew: where observations jump in most episodes; or where they come together from
+    wherever they were and stay so for a row, as where episodes begin alike. None where it is not clear.
+    """
     moves = survey.around.moves()
     if len(moves) < 3:
         return None
@@ -141,6 +145,13 @@ def _jump(survey: Survey) -> int | None:
         others = np.maximum(np.delete(near, side + 1, axis=1).max(axis=1), elsewhere)
         if (near[:, side + 1] > CLEAR * others).mean() >= MOST:
             return side
+    if len(moves) >= SPLIT:
+        spreads = survey.around.spreads() + TINY
+        drops = spreads[:-1] / spreads[1:]
+        last = int(drops.argmax())
+        clear = drops[last] > CLEAR * np.delete(drops, last).max()
+        if clear and abs(last - middle) < 2 and spreads[last] > LASTS * spreads[last + 2]:
+            return last - middle
     return None
 
 

@@ -163,6 +163,17 @@ def test_next_observations_are_compared_with_the_rows_around(change, name, count
     assert (finding.count, finding.first_row if row is not None else None) == (count, row)
 
 
+@pytest.mark.parametrize("by", [-1, 0, 1])
+def test_shifted_flags_show_where_episodes_begin_alike(by):
+    """Fast features, which move from row to row as far as from an end to a start."""
+    rng, lengths = np.random.default_rng(0), np.random.default_rng(1).integers(12, 40, 30)
+    obs = np.concatenate([np.minimum(1, np.arange(n)[:, None] / 4 + 0.02) * rng.standard_normal((n, 4)) for n in lengths])
+    n, ends = len(obs), np.isin(np.arange(len(obs)), np.cumsum(lengths) - 1 + by)
+    data = {"observations": obs, "actions": rng.uniform(-0.9, 0.9, (n, 1)), "rewards": rng.standard_normal(n), "terminals": ends}
+    found = [f.what for f in check(data | {"timeouts": np.zeros(n)}) if f.name == "shifted-flags"]
+    assert [("earlier" in what) - ("later" in what) for what in found] == [by][: abs(by)]
+
+
 def test_sound_data_has_no_findings():
     assert check(log()) == [] == check(stored())
     assert check(log(), env_id="Hopper-v9") != []  # the looks do look
@@ -187,7 +198,8 @@ def test_sound_data_of_other_kinds_has_no_warnings(seed):
     grid = np.concatenate([np.cumsum(rng.integers(-1, 2, (k, 2)), axis=0) for k in lengths])
     bonus = rng.normal(0, 0.1, n) + 100 * last
     flags = {"terminals": last & ~limit, "timeouts": limit}
-    for obs in (rng.standard_normal((n, 4)), fall, grid, np.ones((n, 1)) * np.arange(n)[:, None] % 7):
+    absorbed = np.where(last[:, None], 7.0, rng.standard_normal((n, 2)))
+    for obs in (rng.standard_normal((n, 4)), fall, grid, absorbed, np.arange(n)[:, None] % 7):
         for rewards in (np.ones(n), bonus, 1.0 * (last & ~limit)):
             found = check({"observations": obs, "actions": rng.uniform(-1, 1, (n, 2)), "rewards": rewards, **flags})
             assert not [f for f in found if f.severity != "note"], found
