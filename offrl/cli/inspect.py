@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 from rich.filesize import decimal
 from rich.text import Text
 
 from offrl.cli.console import bars, err, out, reporter
+from offrl.cli.reading import Reading
 from offrl.data import check as checks
 from offrl.data import info as figures
 from offrl.data.cache import files
@@ -27,26 +28,15 @@ COLORS = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 FORMATS = {".hdf5": "HDF5", ".h5": "HDF5", ".npz": "NPZ", ".csv": "CSV", ".gz": "CSV in gzip", ".parquet": "Parquet"}
 
 
-@dataclass(frozen=True)
-class Source:
+@dataclass(frozen=True, kw_only=True)
+class Source(Reading):
     dataset: Annotated[str, tyro.conf.Positional]
     """An id or a path."""
-    semantics: Literal["strict", "d4rl"] | None = None
-    """How a D4RL file is read."""
-    action_space: str | None = None
-    """discrete:N, continuous or box:LOW,HIGH, where the data does not say."""
-    env: str | None = None
-    """Environment id, where the data does not say."""
-    columns: Path | None = None
-    """A YAML file that says what the columns of a table are; by default, the one beside it."""
     json: bool = False
     """Print JSON."""
 
-    def reading(self) -> dict[str, Any]:
-        return {"semantics": self.semantics, "action_space": self.action_space, "env_id": self.env, "columns": self.columns}
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Info(Source):
     plot: Path | None = None
     """Draw the dataset into this PNG."""
@@ -115,7 +105,7 @@ def info(arguments: Sequence[str]) -> None:
 
 
 def _place(args: Source) -> dict[str, Any]:
-    path = locate(args.dataset, columns=args.columns).path
+    path = locate(args.dataset, columns=args.table()).path
     kind = "Minari" if path.is_dir() else FORMATS.get(path.suffix, path.suffix)
     return {"file": str(path), "format": kind, "file_bytes": sum(each.stat().st_size for each in files(path))}
 

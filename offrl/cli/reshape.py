@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from offrl.cli.console import out
+from offrl.cli.reading import Reading
 from offrl.core.config import ConfigError
 from offrl.data.dataset import DataError, Dataset
 from offrl.data.load import load_dataset
@@ -19,11 +20,8 @@ from offrl.data.minari import ID, minari_root
 from offrl.data.reshape import choose, merge
 from offrl.data.save import lost_in_minari, save_csv, save_d4rl, save_minari, save_npz, save_parquet
 from offrl.data.source import locate
-from offrl.data.table import TableColumns
 
 SAVERS = {".hdf5": save_d4rl, ".h5": save_d4rl, ".npz": save_npz, ".csv": save_csv, ".csv.gz": save_csv, ".parquet": save_parquet}
-ROLES = ("obs", "action", "reward", "episode", "time", "terminated", "truncated", "next_obs", "actions")
-FORMATS = ("missing_rewards", "obs_keys", "filter_key", "dones")  # what single formats take
 ABOUT = {  # what follows from the data in Minari's metadata.json
     "data_format", "dataset_id", "minari_version", "total_steps", "total_episodes", "dataset_size", "observation_space", "action_space",
     "env_spec", "env_id", "ref_min_score", "ref_max_score",
@@ -31,58 +29,16 @@ ABOUT = {  # what follows from the data in Minari's metadata.json
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Reading):
     overwrite: bool = False
     """Replace what is there already."""
     lossy: bool = False
     """Leave out what the new format has no place for."""
-    semantics: Literal["strict", "d4rl", "ogbench"] | None = None
-    """How a file is read: every row as stored, as D4RL itself does, as OGBench means it; by default what the dataset's id stands for."""
-    missing_rewards: float | None = None
-    """What stands for rewards that are not stored, in OGBench's and robomimic's data."""
-    obs_keys: tuple[str, ...] = ()
-    """The observations of a robomimic file to take, in this order; by default all of them, sorted."""
-    filter_key: str | None = None
-    """The demonstrations of a robomimic file that its mask of this name lists."""
-    dones: Literal["terminal", "cut"] | None = None
-    """Whether a robomimic file's dones are true ends, or not looked at."""
-    action_space: str | None = None
-    """discrete:N, continuous or box:LOW,HIGH, where the data does not say."""
-    env: str | None = None
-    """Environment id, where the data does not say."""
     on_bad: Literal["error", "drop", "report"] = "error"
     """What rows with NaN or infinity do: stop, be left out, or stay."""
-    columns: Path | None = None
-    """A YAML file that says what the columns of a table are; by default, the one beside it. Or in flags:"""
-    obs: tuple[str, ...] = ()
-    """Columns of observations, or patterns such as sensor_*."""
-    action: tuple[str, ...] = ()
-    """Columns of actions."""
-    reward: tuple[str, ...] = ()
-    """Column of rewards; several are several objectives."""
-    episode: str | None = None
-    """A column whose every change begins another episode."""
-    time: str | None = None
-    """A column whose values must ascend within an episode."""
-    terminated: str | None = None
-    """Flags of the rows where the task ended."""
-    truncated: str | None = None
-    """Flags of the rows where a limit cut the episode."""
-    next_obs: tuple[str, ...] = ()
-    """Columns of next observations, where they are not the next row."""
-    actions: tuple[str, ...] = ()
-    """The choices that the cells of the action name, in the order that numbers them."""
-
-    def table(self) -> TableColumns | Path | None:
-        given = {role: value for role in ROLES if (value := getattr(self, role))}
-        if given and self.columns is not None:
-            raise ConfigError(f"--columns {self.columns} says what --{next(iter(given)).replace('_', '-')} says; give one of them")
-        return TableColumns(**given) if given else self.columns
 
     def load(self, source: str) -> Dataset:
-        reading = {"semantics": self.semantics, "action_space": self.action_space, "env_id": self.env, "on_bad": self.on_bad}
-        reading |= {name: value for name in FORMATS if (value := getattr(self, name)) not in (None, ())}
-        data = load_dataset(source, columns=self.table(), **reading)
+        data = load_dataset(source, on_bad=self.on_bad, **self.reading())
         if (table := locate(source, columns=self.table()).table) and table.actions:
             out.print(f"actions: {', '.join(f'{i} is {label}' for i, label in enumerate(table.actions))}")
         return data

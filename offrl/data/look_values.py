@@ -119,7 +119,7 @@ def actions(survey: Survey) -> Iterator[Finding]:
         yield from say("whole-actions", "actions", n, n, 0, choices=choices)
     (low, high), often = figures.bounds, max(1, OFTEN * n)
     if figures.known:
-        beyond = max((low - figures.low).max(), (figures.high - high).max())
+        beyond = np.max([low - figures.low, figures.high - high], initial=0)
         yield from say("actions-outside", "actions", figures.outside, n, farthest=beyond)
     else:
         yield from say("no-bounds", "actions", figures.outside, n, bounds=_bounds(survey.task.action))

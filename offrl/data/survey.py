@@ -73,9 +73,12 @@ class Survey:
     def _add(self, block: Block) -> None:
         part, start, bad = block.part, block.start, bad_rows(block.part)
         for field, rows in bad.items():
-            finite = np.isfinite(block.raw[field]).reshape(len(part), -1).all(axis=1) if field in block.raw else False
-            self.bad.setdefault(field, Count()).add(rows & ~finite, start)
-            self.beyond.setdefault(field, Count()).add(rows & finite, start)
+            beyond = np.zeros(len(part), bool)
+            if field in block.raw:
+                lost = np.isfinite(block.raw[field]) & ~np.isfinite(getattr(part, field))
+                beyond = lost.reshape(len(part), -1).any(axis=1)
+            self.bad.setdefault(field, Count()).add(rows & ~beyond, start)
+            self.beyond.setdefault(field, Count()).add(beyond, start)
         for field in ("observations", "actions", "rewards"):
             getattr(self, field).add(block, field, bad.get(field))
         self.repeats.add(block, self.starts)
