@@ -191,6 +191,8 @@ def checked(columns: Columns) -> Columns:
             wrong.append(f"{field} must be numbers, not {column.dtype}")
         elif len(column.shape) == 0 or column.shape[0] != n:
             wrong.append(f"{field} has {column.shape[0] if column.shape else 'no'} rows, observations have {n}")
+        elif math.prod(column.shape[1:]) == 0:
+            wrong.append(f"{field} has no numbers in its rows: its shape is {column.shape}")
         elif field in ("terminals", "timeouts") and math.prod(column.shape) != n:
             wrong.append(f"{field} must be one flag a row, not {column.shape}")
         elif field in ("observations", "next_observations") and (len(column.shape) != 2 or column.shape != size):

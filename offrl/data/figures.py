@@ -120,7 +120,7 @@ class Values:
             self.high[feature], self.at_high[feature] = high[feature], rows[values[:, feature].argmax()]
 
     def _add_moments(self, values: np.ndarray) -> None:
-        step = max(1, PART // (8 * max(self.size, 1)))
+        step = max(1, PART // (8 * self.size))
         for part in (values[row : row + step] for row in range(0, len(values), step)):
             count, mean = len(part), part.mean(axis=0, dtype=np.float64)
             apart, total = mean - self.mean, self.rows + len(part)
@@ -238,7 +238,7 @@ class Around:
     def __init__(self, starts: np.ndarray, size: int):
         long = np.diff(starts) > 2 * REACH
         ends = starts[1:-1][long[:-1] & long[1:]] - 1
-        most = max(1, min(ENDS, KEPT // (4 * max(size, 1) * (2 * REACH + 2))))
+        most = max(1, min(ENDS, KEPT // (4 * size * (2 * REACH + 2))))
         ends = ends[:: -(-len(ends) // most)] if len(ends) else ends
         self.rows = ends[:, None] + np.arange(-REACH, REACH + 2)
         self.obs = np.zeros((*self.rows.shape, size), np.float32)

@@ -119,7 +119,7 @@ def actions(survey: Survey) -> Iterator[Finding]:
         yield from say("whole-actions", "actions", n, n, 0, choices=choices)
     (low, high), often = figures.bounds, max(1, OFTEN * n)
     if figures.known:
-        beyond = np.max([low - figures.low, figures.high - high], initial=0)
+        beyond = np.max([low - figures.low, figures.high - high])
         yield from say("actions-outside", "actions", figures.outside, n, farthest=beyond)
     else:
         yield from say("no-bounds", "actions", figures.outside, n, bounds=_bounds(survey.task.action))

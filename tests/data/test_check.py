@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offrl.core.space import Box
-from offrl.data import figures, survey
+from offrl.data import figures, look_values, survey
 from offrl.data.check import check
 from offrl.data.dataset import DataError, Dataset
 from offrl.data.kinds import KINDS
 from offrl.data.load import load_dataset
 from offrl.data.save import save_csv, save_d4rl, save_minari, save_npz
+from offrl.nn import normalize
 
 LENGTHS = (17, 23, 31, 12, 19, 28, 14, 25, 21, 16, 30, 18)
 ENDS = np.cumsum(LENGTHS) - 1  # 16, 39, 70, 82, 101, ...
@@ -94,6 +95,7 @@ FAULTS = [  # what is changed, and the finding of it: kind, field, count, first 
     ({"terminals": put(3, 1, dtype=int)}, "flag-values", "terminals", 1, 1, "other than 0 and 1: 3"),
     ({"timeouts": put(0.5, 1, 2, dtype=float)}, "flag-values", "timeouts", 2, 1, "other than 0 and 1: 0.5"),
     ({"timeouts": lambda t: np.stack([t, t], 1)}, "unreadable", "file", 1, None, f"timeouts must be one flag a row, not ({N}, 2)"),
+    ({"observations": np.zeros((N, 0))}, "unreadable", "file", 1, None, f"observations has no numbers in its rows: its shape is ({N}, 0)"),
     ({"rewards": lambda r: r[:, None]}, "column-shapes", "rewards", 1, None, "(N, 1)"),
     ({"rewards": lambda r: r[:, None], "terminals": lambda t: t[:, None]}, "column-shapes", "rewards, terminals", 2, None, "(N, 1)"),
     ({"timeouts": None, "timeout": np.zeros(N)}, "unread-key", "timeouts", 1, None, "'timeout' is stored"),
@@ -203,6 +205,10 @@ def test_sound_data_of_other_kinds_has_no_warnings(seed):
         for rewards in (np.ones(n), bonus, 1.0 * (last & ~limit)):
             found = check({"observations": obs, "actions": rng.uniform(-1, 1, (n, 2)), "rewards": rewards, **flags})
             assert not [f for f in found if f.severity != "note"], found
+
+
+def test_features_are_small_by_the_measure_of_the_normaliser():
+    assert look_values.SMALL == normalize.OBS_EPS and f"{look_values.SMALL}" in KINDS["tiny-features"].means
 
 
 def test_every_kind_of_finding_is_tested():

@@ -23,7 +23,8 @@ from offrl.data.load import load_dataset
 from offrl.data.save import save_csv, save_d4rl, save_minari, save_npz, save_parquet
 
 SAVERS = {"a.hdf5": save_d4rl, "a.npz": save_npz, "a.csv": save_csv, "zip.csv.gz": save_csv, "a.parquet": save_parquet}
-KINDS = [*SAVERS, "plain.hdf5", "plain.npz", "minari"]
+KINDS = [*SAVERS, "plain.hdf5", "plain.npz", "minari", "robomimic.hdf5", "ogbench.npz"]
+OPTIONS = {"ogbench.npz": {"semantics": "ogbench", "missing_rewards": 0.0}}
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,15 @@ def sound(tmp_path_factory):
             file[name] = column
     save_minari(data, "ns/x-v0", folder, env_spec_json=None, metadata={})
     (folder / "ns/x-v0").rename(folder / "minari")
+    with h5py.File(folder / "robomimic.hdf5", "w") as file:
+        file.create_group("data").attrs["env_args"] = json.dumps({"env_name": "Lift", "type": 1, "env_kwargs": {}})
+        for i in range(4):
+            demo, rows = file["data"].create_group(f"demo_{i}"), slice(15 * i, 15 * i + 15)
+            demo.attrs["num_samples"] = 15
+            demo["obs/object"], demo["actions"], demo["rewards"] = obs[:-1][rows], columns["action"][rows], columns["reward"][rows]
+            demo["dones"] = ends[rows].astype(int)
+    rows = {"observations": obs[:-1], "actions": columns["action"], "terminals": ends}
+    np.savez(folder / "ogbench.npz", **rows, qpos=obs[:-1], qvel=obs[:-1])
     return folder
 
 
@@ -77,7 +87,7 @@ def damages(draw):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damage=damages())
 def test_whatever_is_in_a_file_is_a_finding(sound, tmp_path, monkeypatch, kind, damage):
     monkeypatch.setenv("OFFRL_CACHE", str(tmp_path / "cache"))
@@ -87,14 +97,19 @@ def test_whatever_is_in_a_file_is_a_finding(sound, tmp_path, monkeypatch, kind, 
     file.write_bytes(damage(file.read_bytes()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = check(folder / kind)
+        found = check(folder / kind, **OPTIONS.get(kind, {}))
         assert all(isinstance(each, Finding) for each in found)
         try:
-            load_dataset(folder / kind)
+            load_dataset(folder / kind, **OPTIONS.get(kind, {}))
         except (DataError, ConfigError):
             assert found[0].severity == "error", found
         else:
             assert not any(each.severity == "error" for each in found), found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_of_them_is_sound(sound, kind):
+    assert not any(each.severity == "error" for each in check(sound / kind, **OPTIONS.get(kind, {})))
 
 
 def test_what_a_parquet_file_says_of_its_columns_may_be_damaged(sound, tmp_path):
