@@ -65,7 +65,7 @@ class Values:
 
     def __init__(self, n: int, column: Rows):
         self.size = size = int(np.prod(column.shape[1:]))
-        self.stride = max(1, 4 * n * size // KEPT)  # each so many rows, one is kept
+        self.share = np.uint64(max(1, 4 * n * size // KEPT))  # one of so many rows is kept
         self.rows, self.mean, self.m2 = 0, np.zeros(size), np.zeros(size)
         self.low, self.high = np.full(size, np.inf, np.float32), np.full(size, -np.inf, np.float32)
         self.at_low, self.at_high = np.zeros(size, np.int64), np.zeros(size, np.int64)
@@ -84,7 +84,7 @@ class Values:
             return
         self._add_range(values, rows)
         self._add_moments(values)
-        self._sample.append(values[rows % self.stride == 0])
+        self._sample.append(values[_mixed(rows.astype(np.uint64)) % self.share == 0])  # all phases of episodes of one length
         for digest, feature in zip(self.digests, values.T):
             digest.update(np.ascontiguousarray(feature + np.float32(0)).data)  # -0 is 0
         self.add_rows(values, rows, block)

@@ -73,7 +73,7 @@ def extremes(survey: Survey) -> Iterator[Finding]:
     for feature in np.flatnonzero(~obs.constant & (obs.rows > 1)).tolist():
         middle, usual = _usual(sample[:, feature])
         for value, row in ((obs.low[feature], obs.at_low[feature]), (obs.high[feature], obs.at_high[feature])):
-            if abs(value - middle) > FAR * usual > 0:
+            if abs(float(value) - middle) > FAR * usual > 0:
                 told[feature] = row, f"{value:g} in feature {feature}, where 99 of 100 lie within {usual:.2g} of {middle:.2g}"
     first = min((row for row, _ in told.values()), default=None)
     yield from say("extreme-values", "observations", len(told), obs.size, first, values=listed((text for _, text in told.values()), 3))
@@ -81,6 +81,7 @@ def extremes(survey: Survey) -> Iterator[Finding]:
 
 def _usual(values: np.ndarray) -> tuple[float, float]:
     """The median, and the distance from it that 99 of 100 values stay within; that is 0 where it means nothing."""
+    values = values.astype(np.float64)
     middle = float(np.median(values))
     return middle, float(np.quantile(np.abs(values - middle), 0.99))
 
@@ -146,9 +147,10 @@ def rewards(survey: Survey) -> Iterator[Finding]:
     yield from _sparse(survey)
     values, rows = figures.extremes
     middle, usual = _usual(figures.sample[:, 0])
-    far = np.abs(values - middle) > FAR * usual
+    apart = np.abs(values.astype(np.float64) - middle)
+    far = apart > FAR * usual
     if usual > 0 and far.any() and figures.values is None:
-        details = {"extreme": values[np.abs(values - middle).argmax()], "usual": usual, "middle": middle}
+        details = {"extreme": values[apart.argmax()], "usual": usual, "middle": middle}
         yield from say("extreme-rewards", "rewards", far.sum(), n, rows[far].min(), **details)
 
 

@@ -245,6 +245,16 @@ def test_rare_bounds_are_not_remarked():
     assert "actions-at-bounds" not in [name for name, *_ in said(data)]
 
 
+def test_a_sample_is_of_all_phases_of_episodes(monkeypatch):
+    """First rows that are nearly alike, in episodes as long as the sample is sparse."""
+    n, rng = 4000, np.random.default_rng(0)
+    obs = rng.standard_normal((n, 1)) * np.where(np.arange(n) % 10 == 0, 1e-6, 1)[:, None]
+    data = {"observations": obs, "actions": np.sin(9 * obs), "rewards": obs[:, 0], "terminals": np.zeros(n)}
+    data["timeouts"] = np.arange(n) % 10 == 9
+    monkeypatch.setattr(figures, "KEPT", 4 * n // 10)
+    assert check(data) == []
+
+
 def test_repeats():
     data = log()
     for field in ("observations", "actions", "rewards"):
