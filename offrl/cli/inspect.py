@@ -101,7 +101,8 @@ def info(arguments: Sequence[str]) -> None:
     if args.plot is not None:
         from offrl.data.picture import draw
 
-        err.print(f"drew {draw(data, args.plot, args.dataset)}")
+        name = path.name if (path := Path(args.dataset)).exists() else args.dataset
+        err.print(f"drew {draw(data, args.plot, name)}")
 
 
 def _place(args: Source) -> dict[str, Any]:
@@ -142,4 +143,4 @@ def _print_quantiles(about: dict[str, Any]) -> None:
     out.print(Text(f"\n{'':<10}" + "".join(f"{name:>10}" for name in (*quantiles, "mean", "by rows")), "dim"))
     for name, spread, mean, by_rows in lines:
         cells = (*spread.values(), mean, *([] if by_rows is None else [by_rows]))
-        out.print(Text.assemble((f"{name:<10}", "dim"), "".join(f" {value:>9,.1f}" for value in cells)))
+        out.print(Text.assemble((f"{name:<10}", "dim"), "".join(f" {value:>z9,.1f}" for value in cells)))

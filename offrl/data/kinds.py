@@ -205,7 +205,7 @@ KINDS = {
         "note",
         "rows that repeat an earlier one's observation, action and reward",
         "A recorder that ran faster than its sensor, or states that truly come again.",
-        "nothing to do if states come again; else leave them out before recording is used",
+        "nothing to do if states come again; else record at the sensor's own rate",
     ),
     "not-compared": Kind(
         "note",
@@ -296,7 +296,7 @@ KINDS = {
     "actions-outside": Kind(
         "warning",
         "actions outside the action space, up to {farthest:g} beyond its bounds",
-        "A policy within the bounds cannot make them, nor can its likelihood be computed.",
+        "A policy within the bounds cannot make them, nor give them a likelihood.",
         "clip them if the environment does, or correct the bounds (--action-space box:LOW,HIGH)",
     ),
     "no-bounds": Kind(
