@@ -37,7 +37,7 @@ class Entry:
 
     def recall(self) -> tuple[Dataset, dict[str, Any]] | None:
         """The dataset, its columns mapped, and what `about` held; None where there is none of this very state, or a damaged one."""
-        if not (self.folder / "index.json").is_file():
+        if not os.path.isfile(self.folder / "index.json"):  # False, too, where the folder is not ours to look into
             return None
         try:
             data, index = open_store(self.folder)
