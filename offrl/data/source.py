@@ -22,7 +22,7 @@ from offrl.core.space import Box, Discrete, Space, from_gym
 from offrl.data import hdf5, robomimic, sb3
 from offrl.data.about import SAID, described, parse_action_space
 from offrl.data.cache import files
-from offrl.data.columns import Columns, afford, budget, checked, cost, pick
+from offrl.data.columns import Columns, afford, budget, checked, pick
 from offrl.data.dataset import DataError
 from offrl.data.minari import open_minari
 from offrl.data.npz import open_npz, opened_npz
@@ -104,7 +104,7 @@ def opened(place: Place, gaps: bool = False) -> Iterator[Columns]:
 def prepared(columns: Columns, action_space: Any = None, env_id: str | None = None) -> Columns:
     """The same, checked for kinds and lengths, with its flags in memory and the space and scores that are known."""
     flags = {field: column for field, column in checked(columns).fields() if field in ("terminals", "timeouts")}
-    afford(columns.name, sum(cost(column.shape, column.dtype.itemsize) for column in flags.values()), budget(None))
+    afford(columns.name, sum(math.prod(column.shape) * column.dtype.itemsize for column in flags.values()), budget(None))
     columns = replace(columns, **{field: column[:] for field, column in flags.items()})
     if env_id is not None:
         columns.env_id = env_id
