@@ -27,6 +27,7 @@ from offrl.core.space import Box, Discrete, Space
 from offrl.data.about import EPISODES, spec_text
 from offrl.data.dataset import DataError, Dataset
 from offrl.data.minari import SERIES, check_id, minari_root
+from offrl.data.store import sync
 from offrl.data.table import beside
 
 MINARI_VERSION = "0.5.0"  # the oldest version of the layout written here: every Minari from 0.5.0 on reads it
@@ -329,7 +330,7 @@ def new_folder(target: Path, root: Path) -> Iterator[Path]:
         (temporary / "new").mkdir()
         yield temporary / "new"
         for file in (temporary / "new").rglob("*"):
-            _sync(file)
+            sync(file)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             target.rename(temporary / "old")
@@ -339,7 +340,7 @@ def new_folder(target: Path, root: Path) -> Iterator[Path]:
             if (temporary / "old").exists():
                 (temporary / "old").rename(target)
             raise
-        _sync(target.parent)
+        sync(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -353,18 +354,10 @@ def _file(path: Path, overwrite: bool) -> Iterator[Path]:
     temporary = path.with_name(f".offrl-{secrets.token_hex(8)}.tmp")  # not mkstemp's, which nobody else may read
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -55,12 +55,12 @@ class Writer:
             raise DataError("no rows")
         self._append("starts", np.array([self.rows], np.int64))
         for name in self.kinds:
-            _sync(self.folder / f"{name}.bin")
+            sync(self.folder / f"{name}.bin")
         index = {"format": FORMAT, "spec": self.spec.to_json(), "columns": self._shapes()} | about
         data = _dataset(self.folder, index)
         (self.folder / "index.json").write_text(json.dumps(index | {"fingerprint": data.fingerprint}, indent=1), encoding="utf-8")
-        _sync(self.folder / "index.json")
-        _sync(self.folder)
+        sync(self.folder / "index.json")
+        sync(self.folder)
 
     def _append(self, name: str, column: np.ndarray) -> None:
         kind = (column.dtype.str, column.shape[1:])
@@ -122,7 +122,8 @@ def _map(folder: Path, name: str, dtype: str, shape: list[int]) -> np.ndarray:
     return np.memmap(folder / f"{name}.bin", np.dtype(dtype), "r", shape=tuple(shape))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
