@@ -29,13 +29,9 @@ STEPS = {"a2pr": 30_000}
 SEEDS = {"a2pr": 2}
 
 
-def result_file(agent: str, name: str, seed: int, tag: str) -> pathlib.Path:
-    return RESULTS / f"{agent}{tag}--{name.replace('/', '-')}--{seed}.json"
-
-
-def run(agent: str, name: str, source: str, seed: int, steps: int, tag: str, flags: list[str]) -> None:
+def run(agent: str, name: str, source: str, seed: int, steps: int, label: str, flags: list[str], results: pathlib.Path = RESULTS) -> None:
     """Train one seed in a process of its own, or go on with it, and keep what it found."""
-    file = result_file(agent, name, seed, tag)
+    file = results / f"{label}--{name.replace('/', '-')}--{seed}.json"
     if file.exists() and json.loads(file.read_text())["result"]["step"] >= steps:
         return
     command = [sys.executable, "-m", "offrl", "train", agent, source, "--seeds", str(seed), "--steps", str(steps)]
@@ -44,23 +40,23 @@ def run(agent: str, name: str, source: str, seed: int, steps: int, tag: str, fla
     done = subprocess.run(command, capture_output=True, text=True)
     folder = next((line.removeprefix("run: ") for line in done.stdout.splitlines() if line.startswith("run: ")), None)
     if folder is None:
-        print(f"{agent} {name} {seed}: {done.stdout[-500:]}{done.stderr[-800:]}", file=sys.stderr, flush=True)
+        print(f"{label} {name} {seed}: {done.stdout[-500:]}{done.stderr[-800:]}", file=sys.stderr, flush=True)
         return
     found = summary(pathlib.Path(folder)) | {"dataset": name, "seconds": round(time.time() - start), "commit": commit()}
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    results.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(found, indent=1))
     estimate = found["result"].get("score", found["result"]["return"])
-    print(f"{agent}{tag} {name} seed {seed}: {estimate['mean']:.1f} after {steps} steps, {found['seconds']} s", flush=True)
+    print(f"{label} {name} seed {seed}: {estimate['mean']:.1f} after {steps} steps, {found['seconds']} s", flush=True)
 
 
 def commit() -> str:
     return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
 
 
-def groups() -> dict[tuple[str, str], list[dict]]:
-    """What is done, by dataset and agent."""
+def groups(results: pathlib.Path = RESULTS) -> dict[tuple[str, str], list[dict]]:
+    """What is done, by dataset and label."""
     found: dict[tuple[str, str], list[dict]] = {}
-    for path in sorted(RESULTS.glob("*.json")):
+    for path in sorted(results.glob("*.json")):
         each = json.loads(path.read_text())
         found.setdefault((each["dataset"], path.name.split("--")[0]), []).append(each)
     return dict(sorted(found.items()))
@@ -156,7 +152,7 @@ def main() -> None:
         for data in args.data:
             name, _, path = data.partition("=")
             for seed in range(args.seeds or SEEDS.get(agent, 3)):
-                jobs.append((agent, name, path or name, seed, args.steps or STEPS.get(agent, 50_000), args.tag, args.flags.split()))
+                jobs.append((agent, name, path or name, seed, args.steps or STEPS.get(agent, 50_000), agent + args.tag, args.flags.split()))
     if not args.card:
         with ThreadPoolExecutor(args.workers) as pool:
             list(pool.map(lambda job: run(*job), jobs))
