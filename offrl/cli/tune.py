@@ -92,7 +92,7 @@ def conclude(study: Any, options: Options, plots: Path) -> None:
     if len(found.failures) > SHOWN:
         out.print(f"  and {len(found.failures) - SHOWN} more")
     used = "that the selection used" if objective(options.objective).online else "played, none of which the selection used"
-    out.print(f"online episodes {used}: {found.episodes}")
+    out.print(f"online episodes {used}: {found.episodes}; seconds that the objective took: {found.seconds:.0f}")
     if found.best is None:
         raise RunError(f"no trial of the study {study.study_name} is complete")
     values = ", ".join(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -100,12 +100,7 @@ def source(
     rule = terminated(data, config)
     model = ensemble(data, config, seeds, device, models, say, stage)
     imagine, c = config.imagine, config.penalty
-    scale = model.target_std if c.units == "normalised" else None
-    unit = float(model.target_std[-1]) if c.units == "normalised" else 1.0
-
-    def penalize(step: Step) -> Tensor:
-        return unit * penalty(c.kind, step.mean, step.std, step.sample, data.spec.obs.size, scale)
-
+    penalize = penalizer(model, c)
     options: dict[str, Any] = {"weight": c.weight, "target": c.target}
     if c.halt is not None:
         limit = c.halt * greatest(model, data, penalize, device)
@@ -118,6 +113,20 @@ def source(
     if real in (0, config.batch_size):
         raise RunError(f"imagine.real {imagine.real} of {config.batch_size} rows leaves {real} rows of the data: some must be, and not all")
     return Mix(replay(agent, data, config, seeds, device, sampling, real), imagined, mark=True)
+
+
+def penalizer(model: Dynamics, c: Penalisation) -> Callable[[Step], Tensor]:
+    """What a step of the model is penalised by, before the weight: (B,)."""
+    scale = model.target_std if c.units == "normalised" else None
+    unit = float(model.target_std[-1]) if c.units == "normalised" else 1.0
+    return lambda step: unit * penalty(c.kind, step.mean, step.std, step.sample, model.spec.obs.size, scale)
+
+
+def for_study(config: Config, kinds: Mapping[str, Any]) -> Config:
+    """The config with which all trials of a study share one ensemble, trained at the largest size that `kinds` searches."""
+    sizes, c = kinds.get("model.members"), config.model
+    largest = c.members if sizes is None else max(getattr(sizes, "choices", None) or [sizes.high])
+    return replace(config, model=replace(c, trained=max(c.trained or 0, largest), seed=c.seed or 0))
 
 
 def terminated(data: Dataset, config: Config) -> Terminated:
@@ -141,7 +150,7 @@ def ensemble(
     seed: int,
     device: str,
     folder: Path,
-    say: Callable[[str], None],
+    say: Callable[[str], None] = lambda text: None,
     stage: Callable[[str, int, int], None] = lambda what, done, of: None,
 ) -> Dynamics:
     """The fitted ensemble of `config.model`, kept in `folder` under what decides it. Processes that need the same one wait for one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from offrl.data.dataset import Dataset
@@ -11,6 +12,11 @@ from offrl.training.sources import Replay
 
 STACKS = True  # several seeds can train as one
 SAMPLING = {"replay": Replay, "blocks": BlockReplay}
+
+
+def for_study(config: Config, kinds: Mapping[str, Any]) -> Config:
+    """The config as it is: trials of a study share nothing but the data."""
+    return config
 
 
 def source(agent: Any, data: Dataset, config: Config, seeds: Any, device: str, sampling: str, **session: Any) -> Any:

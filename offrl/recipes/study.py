@@ -277,6 +277,8 @@ class Summary:
     unit: str
     episodes: int
     """Online episodes that all trials played."""
+    seconds: float
+    """What the objective took, training aside."""
 
 
 def summary(study: Any) -> Summary:
@@ -287,9 +289,10 @@ def summary(study: Any) -> Summary:
         runs = tuple(trial.user_attrs.get("runs", ()))
         played[runs] = max(played.get(runs, 0), trial.user_attrs.get("episodes", 0))
     failures = {t.number: f"{t.user_attrs.get('kind')}: {t.user_attrs.get('cause')}" for t in mine if t.state.name == "FAIL"}
+    seconds = sum(trial.user_attrs.get("seconds", 0.0) for trial in trials)
     first = next((t for t in mine if t.state.name == "COMPLETE" and t.params == identity["first"]), None)
     states = Counter("failed" if trial.state.name == "FAIL" else trial.state.name.lower() for trial in mine)
-    return Summary(dict(states), failures, best(study), first, identity["unit"], sum(played.values()))
+    return Summary(dict(states), failures, best(study), first, identity["unit"], sum(played.values()), seconds)
 
 
 def draw(study: Any, folder: Path) -> list[Path]:

@@ -103,7 +103,10 @@ def _value(plan: Plan, number: int, overrides: dict[str, Any], line: Line) -> fl
     worth = objective(plan.objective).value
     if plan.last:
         worth = partial(worth, last=plan.last)
-    return sum(float(worth(run, data, config)) for run in runs) / len(runs)
+    begin = time.monotonic()
+    values = [float(worth(run, data, config)) for run in runs]
+    line.say("seconds", time.monotonic() - begin)
+    return sum(values) / len(runs)
 
 
 def _train(plan: Plan, data: Any, config: Any, seed: int, watch: Watch) -> None:

@@ -23,7 +23,7 @@ from offrl.data.load import load_dataset
 from offrl.envs.make import EnvError, env_for, make
 from offrl.recipes import study as studies
 from offrl.recipes.common import name_of
-from offrl.recipes.config import resolve, searched
+from offrl.recipes.config import family, resolve, searched
 from offrl.recipes.objectives import episodes_played, objective
 from offrl.recipes.search import described, flattened, nested, space
 from offrl.recipes.study import patiently
@@ -48,7 +48,8 @@ class Options:
     """What to search: dotted paths of the config, alone or as PATH=LOW:HIGH, PATH=LOW:HIGH:log or PATH=A,B,C. By default, what the
     study has begun with, or what the recipe's YAML names."""
     objective: str = "online"
-    """What is maximised: online, the mean score of the final evaluation, or one of your own."""
+    """What is maximised: online, the mean score of the final evaluation; without an environment, fqe, the policy's value by fitted Q
+    evaluation, or model, its penalised return in a dynamics model; or one of your own."""
     last: Annotated[int, Range(0)] = 0
     """In place of the final evaluation, so many last ones during training."""
     sampler: Literal["gp", "tpe", "random"] = "gp"
@@ -107,13 +108,14 @@ def tune(
         old = studies.identity_of(storage, called)
         if old is not None and not options.search:
             kinds = space(config, [f"{path}={text}" for path, text in old["search"].items()])
+        told, usual = counting(asdict(config)), flattened(asdict(resolve(recipe, name)))
+        config = family(recipe)[0].for_study(config, kinds)
         rest = {path: value for path, value in counting(asdict(config)).items() if path not in kinds}
-        usual = flattened(asdict(resolve(recipe, name)))
         identity = {
             "recipe": recipe, "dataset": name, "fingerprint": data.fingerprint, "objective": options.objective, "last": options.last,
             "unit": unit, "seeds": list(seeds), "search": {path: described(kind) for path, kind in kinds.items()}, "config": rest,
             "first": old["first"] if old is not None else _first(config, kinds),
-            "told": {path: value for path, value in rest.items() if path.split(".")[0] in config.learns and value != usual[path]},
+            "told": {path: told[path] for path in rest if path.split(".")[0] in config.learns and told[path] != usual[path]},
         }  # fmt: skip
         how = {
             "sampler": studies.sampler(options.sampler, options.seed, identity["first"]),
@@ -250,8 +252,8 @@ class Tuning:
         trial = self.running[line].trial
         if kind == "progress":
             self.watcher.progress(trial.number, *value)
-        elif kind == "runs":
-            patiently(trial.set_user_attr, "runs", value)
+        elif kind in ("runs", "seconds"):
+            patiently(trial.set_user_attr, kind, value)
         elif kind in ("report", "final report"):
             step, worth = value
             patiently(trial.report, worth, step)

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from offrl.__main__ import main
+from offrl.core.checkpoint import load_file
 from offrl.core.config import Log, Range
 from offrl.core.log import read
 from offrl.recipes.config import resolve
@@ -200,6 +201,20 @@ def test_equal_trials_are_one_run_and_cost_its_episodes_once(run, near):
     code, out, err = run(*call, "--steps", 50, "--trials", 1, "--study", "shorter")
     why = "is finished, by other rules: steps is 60 there, 50 in this study; name another folder with --runs"
     assert code == 1 and why in out and "no trial of the study shorter is complete" in err
+
+
+def test_trials_of_a_model_based_recipe_share_one_ensemble_at_its_largest_size(run, near):
+    small = ("--model.hidden", 8, "--model.max-epochs", 2, "--imagine.starts", 20, "--imagine.horizon", 2, "--termination", "never")
+    call = ("tune", "mbrl", near, *TINY, "--env", "near.py:make", "--steps", 4, "--storage", "sqlite:///study.db", *small)
+    code, out, err = run(*call, "--trials", 3, "--search", "model.members=2:9", "penalty.weight=0.1:10:log", "--model.elites", 2)
+    assert code == 0 and "3 trials, 3 complete" in out, err
+    (model,) = Path("runs/models").glob("*/model.safetensors")
+    assert len(load_file(model)[0]["weights.0"]) == 9
+    trials = the("mbrl-data").trials
+    assert trials[0].params["model.members"] == 7 and len({trial.params["model.members"] for trial in trials}) > 1
+    assert all(trial.user_attrs["seconds"] >= 0 for trial in trials)
+    overrides, _ = from_study("sqlite:///study.db", "mbrl")
+    assert overrides["model"].keys() == {"members", "elites", "hidden", "max_epochs"}, "a run of its own trains as many as it uses"
 
 
 def best_study(recipe, term, value, name, **identity):
