@@ -2,7 +2,7 @@
 
     python benchmarks/mbrl.py --data hopper-medium=hopper-medium-n200000-s0.hdf5 --data halfcheetah-mixed=halfcheetah-mixed-n200000-s0.hdf5
 
-50,000 updates, of which every 1,000th is followed by 10,000 rollouts of 5 steps. What a run found is kept in results/mbrl beside the
+50,000 updates, of which every 1,000th is followed by 10,000 rollouts of 5 steps; ensembles train for 30 epochs at most. What a run found is kept in results/mbrl beside the
 ensemble's error; the same command again goes on. TD3+BC on the same data is benchmarks/offline.py's.
 """
 
@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import offline
 
 RESULTS = offline.HERE / "results" / "mbrl"
-IMAGINED = ["--imagine.starts", "10000", "--imagine.horizon", "5", "--imagine.every", "1000"]
+IMAGINED = ["--imagine.starts", "10000", "--imagine.horizon", "5", "--imagine.every", "1000", "--model.max-epochs", "30"]
 # name: recipe, flags, seeds
 VARIANTS = {
     "unpenalised": ("mbrl", [*IMAGINED, "--penalty.weight", "0"], 3),
