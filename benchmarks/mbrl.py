@@ -2,8 +2,8 @@
 
     python benchmarks/mbrl.py --data hopper-medium=hopper-medium-n200000-s0.hdf5 --data halfcheetah-mixed=halfcheetah-mixed-n200000-s0.hdf5
 
-50,000 updates, of which every 1,000th is followed by 10,000 rollouts of 5 steps; ensembles train for 30 epochs at most. What a run found is kept in results/mbrl beside the
-ensemble's error; the same command again goes on. TD3+BC on the same data is benchmarks/offline.py's.
+50,000 updates, of which every 1,000th is followed by 10,000 rollouts of 5 steps; ensembles train for 30 epochs at most. What a run
+found is kept in results/mbrl; the same command again goes on. TD3+BC on the same data is benchmarks/offline.py's.
 """
 
 from __future__ import annotations
