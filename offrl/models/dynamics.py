@@ -25,7 +25,7 @@ from offrl.core.space import Box
 from offrl.core.types import Spec
 from offrl.data.dataset import DataError, Dataset
 
-CHUNK = 1 << 13  # rows that are predicted at once
+CHUNK = 1 << 10  # rows that are predicted at once: what they become between the layers is to stay in the cache
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,8 @@ class Dynamics:
     @torch.no_grad()
     def predict(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """obs (B, obs), action (B, action) -> mean and std (members, B, obs + objectives) of the next observation and the reward."""
-        mean, log_var = self.net(self._standard(torch.cat([obs, action], -1), "input"))
+        x = self._standard(torch.cat([obs, action], -1), "input")
+        mean, log_var = (torch.cat(parts, 1) for parts in zip(*map(self.net, x.split(CHUNK))))
         mean = mean * self.scale["target_std"] + self.scale["target_mean"]
         return mean + F.pad(obs, (0, self.objectives)), torch.exp(log_var / 2) * self.scale["target_std"]
 
