@@ -24,6 +24,7 @@ import time
 
 HERE = pathlib.Path(__file__).parent
 SIZES = {"a2pr": (11, 3)}  # Hopper's, as A2PR's released code was measured; HalfCheetah's for the others
+SETTINGS = {"sac-n": ("sac", {"members": 10, "hidden": (256, 256, 256)})}  # others are agents with their defaults
 ROWS = 1_000_000
 
 
@@ -44,8 +45,9 @@ def make_step(agent_name: str, mode: str, precision: str, seeds: int, device: st
     from offrl.training.sources import Replay
 
     obs, action = SIZES.get(agent_name, (17, 6))
-    kind = registry.agent_class(agent_name)
-    agent = kind(kind.Config(), Spec(Box.of(obs), Box.of(action, -1, 1)))
+    name, config = SETTINGS.get(agent_name, (agent_name, {}))
+    kind = registry.agent_class(name)
+    agent = kind(kind.Config(**config), Spec(Box.of(obs), Box.of(action, -1, 1)))
     draw = torch.Generator().manual_seed(0)
     columns = [torch.randn(ROWS, obs, generator=draw), torch.rand(ROWS, action, generator=draw) * 2 - 1, torch.randn(ROWS, generator=draw)]
     ends = (torch.arange(ROWS) % 1000 == 999).numpy()
