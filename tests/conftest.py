@@ -18,6 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from offrl.__main__ import main
+
 MOTHER = """
 import gc, json, os, resource, signal, sys, traceback
 from offrl.__main__ import main
@@ -169,6 +171,20 @@ def _write(path: Path, rows: int = 400, seed: int = 0, **changed) -> Path:
 @pytest.fixture(scope="session")
 def write_data():
     return _write
+
+
+@pytest.fixture
+def run(capfd):
+    """`main` in this process: (exit code, what it said, what it complained about)."""
+
+    def call(*args):
+        try:
+            code = main([str(arg) for arg in args])
+        except SystemExit as exit:
+            code = exit.code
+        return code, *capfd.readouterr()
+
+    return call
 
 
 @pytest.fixture(scope="session")

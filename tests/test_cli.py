@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 import offrl as library
-from offrl.__main__ import COMMANDS, main
+from offrl.__main__ import COMMANDS
 from offrl.cli.data import COMMANDS as DATA_COMMANDS
 from offrl.cli.train import parse_seeds
 from offrl.core.checkpoint import Checkpoints
@@ -52,21 +51,6 @@ class Mine(BC):
 
 offrl.register("mine", Mine)
 """
-
-
-@pytest.fixture
-def run(capsys):
-    """`main` in this process: (exit code, what it said, what it complained about)."""
-
-    def call(*args):
-        try:
-            code = main([os.fspath(arg) if isinstance(arg, Path) else str(arg) for arg in args])
-        except SystemExit as exit:
-            code = exit.code
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return call
 
 
 @pytest.fixture(scope="module")

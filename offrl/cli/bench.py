@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from offrl.cli.console import Imports, bars, import_files, out, reporter
+from offrl.cli.console import Imports, bars, dispatch, import_files, out, reporter
 from offrl.core.checkpoint import atomic_write
-from offrl.core.config import ConfigError, nearest, validate
+from offrl.core.config import ConfigError, validate
 from offrl.data.load import load_dataset
 from offrl.recipes import calibration
 from offrl.recipes.calibration import CONTROLS, Correlations, calibrate
@@ -158,10 +158,4 @@ def plot(found: dict[str, Any], path: Path) -> Path:
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {"calibration": calibrate_penalties}
 
 
-def main(arguments: Sequence[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        out.print(f"offrl bench COMMAND, one of {', '.join(COMMANDS)}")
-        return 0 if arguments else 2
-    if arguments[0] not in COMMANDS:
-        raise ConfigError(f"no command bench {arguments[0]!r}{nearest(arguments[0], COMMANDS)}")
-    return COMMANDS[arguments[0]](arguments[1:]) or 0
+main = partial(dispatch, "bench", COMMANDS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from offrl.core.config import ConfigError
+from offrl.core.config import ConfigError, nearest
 from offrl.envs.make import user_module
 
 
@@ -34,6 +34,16 @@ def import_files(paths: Sequence[Path]) -> None:
         if path.suffix != ".py":
             raise ConfigError(f"--import {path}: name a Python file, which ends in .py")
         user_module(str(path))
+
+
+def dispatch(verb: str, commands: Mapping[str, Callable[[Sequence[str]], int | None]], arguments: Sequence[str]) -> int:
+    """Runs one of a verb's commands."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        out.print(f"offrl {verb} COMMAND, one of {', '.join(commands)}")
+        return 0 if arguments else 2
+    if arguments[0] not in commands:
+        raise ConfigError(f"no command {verb} {arguments[0]!r}{nearest(arguments[0], commands)}")
+    return commands[arguments[0]](arguments[1:]) or 0
 
 
 def bars() -> Progress:

@@ -11,10 +11,10 @@ import tyro
 from rich.table import Table
 
 from offrl.cli.catalog import fetch_dataset, list_datasets
-from offrl.cli.console import bars, out, reporter
+from offrl.cli.console import bars, dispatch, out, reporter
 from offrl.cli.inspect import check, info
 from offrl.cli.reshape import convert, merge_datasets, split, subset
-from offrl.core.config import ConfigError, nearest
+from offrl.core.config import ConfigError
 from offrl.data.build import build, describe
 from offrl.data.dataset import DataError
 
@@ -91,10 +91,4 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
 }
 
 
-def main(arguments: Sequence[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        out.print(f"offrl data COMMAND, one of {', '.join(COMMANDS)}")
-        return 0 if arguments else 2
-    if arguments[0] not in COMMANDS:
-        raise ConfigError(f"no command data {arguments[0]!r}{nearest(arguments[0], COMMANDS)}")
-    return COMMANDS[arguments[0]](arguments[1:]) or 0
+main = partial(dispatch, "data", COMMANDS)

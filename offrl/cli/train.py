@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ import tyro
 
 from offrl.cli.console import Imports, bars, import_files, out, reporter
 from offrl.core.config import ConfigError, Range, merge, validate
+from offrl.core.machine import cores
 from offrl.data.build import describe
 from offrl.data.dataset import DataError
 from offrl.data.load import load_dataset
@@ -104,7 +104,7 @@ def train(arguments: Sequence[str]) -> None:
         bar, stage = reporter(progress, f"{recipe} seed"), reporter(progress, "")
         data = load_dataset(dataset, progress=partial(reporter(progress, "reading"), dataset), **reading)
         if len(seeds) > 1 and how == "processes":
-            workers = min(len(seeds), args.workers or _cores())
+            workers = min(len(seeds), args.workers or cores())
             out.print(f"{len(seeds)} seeds, {workers} at a time, each in a process of one thread")
             prepare = partial(import_files, args.imports)
             options |= reading  # each process reads for itself; what is mapped has been kept by now
@@ -155,10 +155,6 @@ def parse_seeds(text: str) -> list[int]:
     except ValueError:
         raise ConfigError(f"--seeds {text!r}: write 0-4 or 0,3,7") from None
     return seeds
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def values_of(flags: Sequence[str], name: str) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,6 +21,7 @@ import numpy as np
 import yaml
 
 from offrl import __version__
+from offrl.core.machine import cores
 from offrl.core.resources import resource
 from offrl.core.types import Spec
 from offrl.data.dataset import DataError, Dataset
@@ -118,7 +118,7 @@ def build(
     for ingredient, source in zip(what.mix, sources):  # a fault of the recipe shows here, before any process starts
         load_behavior(source, spec, epsilon=ingredient.epsilon, **ingredient.options)
     parts = _parts(what, sources, rows, seed)
-    results = roll_all(parts, workers or _cores(), progress)
+    results = roll_all(parts, workers or cores(), progress)
     data = _assembled(results, spec)
     metadata = _metadata(what, data, _measured(what, sources, data, parts, results), seed)
     return save_minari(data, what.dataset_id, root, env_spec_json=env_spec_json, metadata=metadata, overwrite=overwrite)
@@ -159,10 +159,6 @@ def _env_spec(env: Any) -> str | None:
         return env.spec.to_json()
     except (AttributeError, TypeError, ValueError):
         return None
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _even(total: int, pieces: int) -> list[int]:

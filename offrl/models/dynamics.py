@@ -124,11 +124,13 @@ class Dynamics:
         device: str | torch.device = "cpu",
         mode: str = "eager",
         precision: str = "fp32",
+        threads: int | None = None,
         progress: Callable[[int, int, float], None] | None = None,
     ) -> Fitted:
         """Train on the usable rows of `data` but those held out.
 
-        mode, precision: as of an agent's update (eager or compile; fp32 or bf16). progress(epoch, of at most, held-out error) is called
+        mode, precision: as of an agent's update (eager or compile; fp32 or bf16). threads: on a CPU, parts of the ensemble that train at
+        once; by default as many as torch has threads. progress(epoch, of at most, held-out error) is called
         after each epoch, the error being the mean squared one in standard units. Where there is one episode alone its end is held out,
         with a warning. Raises DataError for discrete actions, numbers that are not finite, and fewer than 10 usable rows.
         """
@@ -138,7 +140,8 @@ class Dynamics:
         self.scale = {name: tensor.to(device) for name, tensor in _scale(inputs[train], targets[train]).items()}
         x, y = self._standard(inputs.to(device), "input"), self._standard(targets.to(device), "target")
         self.net = self._network(seed).to(device)
-        epochs = self._train(x, y, train, held, seed, mode, precision, progress or (lambda *_: None))
+        parts = [(members, self._stepper(net, mode, precision)) for members, net in _parts(self.net, threads or torch.get_num_threads())]
+        epochs = self._train(x, y, train, held, seed, parts, progress or (lambda *_: None))
         error, self.score = self._held_out(x[held], y[held])
         still = self._standard(torch.zeros_like(targets[:1], device=device), "target")
         still[:, data.spec.obs.size :] = 0
@@ -154,13 +157,12 @@ class Dynamics:
     def _standard(self, values: Tensor, which: str) -> Tensor:
         return (values - self.scale[f"{which}_mean"]) / self.scale[f"{which}_std"]
 
-    def _train(self, x, y, train, held, seed, mode, precision, progress) -> int:
+    def _train(self, x, y, train, held, seed, parts, progress) -> int:
         """Epochs until no member gains any longer on the rows held out; leaves each member's best weights in the net."""
         c, members = self.config, self.config.members
         draw = generator(seed, "bootstrap")
         own = train[torch.randint(len(train), (members, len(train)), generator=draw)]  # each member's rows
         batch = min(c.batch_size, len(train))
-        parts = [(members, self._stepper(net, mode, precision)) for members, net in _parts(self.net)]
         best = torch.full((members,), math.inf, device=x.device)
         kept = [p.detach().clone() for p in self.net.parameters()]
         mark, waited = best.clone(), 0
@@ -282,14 +284,14 @@ class Dynamics:
             raise ValueError(f"not the weights of this ensemble: {error}") from error
 
 
-def _parts(net: Ensemble) -> list[tuple[slice, Ensemble]]:
+def _parts(net: Ensemble, threads: int) -> list[tuple[slice, Ensemble]]:
     """The members in one part for each thread, each with a network of them whose weights are those of `net`; on a GPU in one.
 
     Members learn nothing from each other, and two threads with products of their own are faster than two that share each product.
     """
     count, device = len(net.max_log_var), net.max_log_var.device
     parts = []
-    for members in torch.arange(count).chunk(torch.get_num_threads() if device.type == "cpu" else 1):
+    for members in torch.arange(count).chunk(threads if device.type == "cpu" else 1):
         parts.append((slice(int(members[0]), int(members[-1]) + 1), copy.deepcopy(net)))
         for own, whole in zip(parts[-1][1].parameters(), net.parameters()):
             own.data = whole.data[parts[-1][0]]

@@ -7,6 +7,7 @@ the conservative agent COMBO (Yu et al., 2021, arXiv 2102.08363); Lu et al., 202
 from __future__ import annotations
 
 import math
+import multiprocessing
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +21,7 @@ from torch import Tensor
 from offrl.core.checkpoint import CheckpointError, load_file, save_file
 from offrl.core.config import Log, Range, digest
 from offrl.core.lock import InUse, RunLock
+from offrl.core.machine import cores
 from offrl.data.dataset import Dataset
 from offrl.envs.terminations import Terminated, never, termination_for
 from offrl.models import dynamics
@@ -178,10 +180,12 @@ def ensemble(
 
 
 def _fit(model: Dynamics, data: Dataset, seed: int, device: str, precision: str, path: Path, say: Any, stage: Any) -> None:
-    begin = time.monotonic()
-    fitted = model.fit(
-        data, seed, device=device, precision=precision, progress=lambda epoch, of, error: stage("dynamics model, epochs", epoch, of)
-    )
+    begin, threads = time.monotonic(), cores() if multiprocessing.parent_process() is None else 1  # else others train beside this process
+
+    def progress(epoch: int, of: int, error: float) -> None:
+        stage("dynamics model, epochs", epoch, of)
+
+    fitted = model.fit(data, seed, device=device, precision=precision, threads=threads, progress=progress)
     stage("dynamics model, epochs", model.config.max_epochs, model.config.max_epochs)
     for line in described(fitted):
         say(line)

@@ -18,7 +18,6 @@ import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 
-from offrl.__main__ import main
 from offrl.core.interrupt import EXIT_INTERRUPTED
 from offrl.recipes import study as studies
 from offrl.training.run import RunError
@@ -78,20 +77,6 @@ def place(tmp_path, monkeypatch):
         return tmp_path
 
     return write
-
-
-@pytest.fixture
-def run(capfd):
-    """`main` in this process: (exit code, what it said, what it complained about)."""
-
-    def call(*args):
-        try:
-            code = main([str(arg) for arg in args])
-        except SystemExit as exit:
-            code = exit.code
-        return code, *capfd.readouterr()
-
-    return call
 
 
 def trials(name="bc-data"):

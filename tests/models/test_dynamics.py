@@ -220,15 +220,11 @@ def test_equal_seeds_fit_equal_models_and_others_do_not():
 def test_threads_divide_the_members_and_change_nothing_else():
     data, _ = linear_gaussian(1000, 20)
     states, before = [], torch.get_num_threads()
-    try:
-        for threads in (1, 2, 8):
-            torch.set_num_threads(threads)
-            model = Dynamics(Config(**SMALL | {"members": 3}, max_epochs=2))
-            model.fit(data)
-            states.append(model.state_dict())
-            assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
+    for threads in (1, 2, 8):
+        model = Dynamics(Config(**SMALL | {"members": 3}, max_epochs=2))
+        model.fit(data, threads=threads)
+        states.append(model.state_dict())
+    assert torch.get_num_threads() == before
     for state in states[1:]:
         torch.testing.assert_close(state, states[0], atol=1e-4, rtol=1e-4)
 

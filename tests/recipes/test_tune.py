@@ -14,7 +14,6 @@ import optuna
 import pytest
 import yaml
 
-from offrl.__main__ import main
 from offrl.core.checkpoint import load_file
 from offrl.core.config import Log, Range
 from offrl.core.log import read
@@ -110,20 +109,11 @@ def test_a_seed_gives_the_same_suggestions_however_often_the_study_is_cut(kind, 
     assert suggested(optuna.create_study(sampler=sampler(kind, 4)), 2) != whole[:2]
 
 
-@pytest.fixture
-def run(capfd, tmp_path, monkeypatch):
-    """`main` in this process, in a folder of its own: (exit code, what it said, what it complained about)."""
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """Each test has a folder of its own, with an environment in it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "near.py").write_text(NEAR)
-
-    def call(*args):
-        try:
-            code = main([str(arg) for arg in args])
-        except SystemExit as exit:
-            code = exit.code
-        return code, *capfd.readouterr()
-
-    return call
 
 
 def the(study):
