@@ -159,16 +159,12 @@ def ensemble(
     c = config.model
     if c.trained is not None and c.trained < c.members:
         raise RunError(f"model.members is {c.members} and model.trained only {c.trained}")
-    fields = {name: value for name, value in asdict(c).items() if name not in ("members", "trained", "seed")}
-    full = dynamics.Config(**fields, members=c.trained or c.members)
-    seed = seed if c.seed is None else c.seed
-    name = digest({"config": asdict(full), "data": data.fingerprint, "seed": seed, "precision": config.precision})
-    path, model = folder / name / "model.safetensors", Dynamics(full)
+    path, model = model_file(data, config, seed, folder), Dynamics(_whole(c))
     while not path.exists():
         try:
             with RunLock(path.parent):
                 if not path.exists():
-                    _fit(model, data, seed, device, config.precision, path, say, stage)
+                    _fit(model, data, _seed(config, seed), device, config.precision, path, say, stage)
         except InUse:
             stage("dynamics model, in another process", 0, 1)
             time.sleep(1)
@@ -176,7 +172,23 @@ def ensemble(
     if "fitted" not in meta:
         raise CheckpointError(f"{path} is no dynamics model")
     model.load_state_dict({key: tensor.to(device) for key, tensor in state.items()}, data.spec)
-    return model if full.members == c.members else model.subset(c.members)
+    return model if model.config.members == c.members else model.subset(c.members)
+
+
+def model_file(data: Dataset, config: Config, seed: int, folder: Path) -> Path:
+    """Where in `folder` the ensemble of `config.model` is kept."""
+    decides = {"config": asdict(_whole(config.model)), "data": data.fingerprint, "seed": _seed(config, seed), "precision": config.precision}
+    return folder / digest(decides) / "model.safetensors"
+
+
+def _seed(config: Config, seed: int) -> int:
+    return seed if config.model.seed is None else config.model.seed
+
+
+def _whole(c: Model) -> dynamics.Config:
+    """The ensemble as it is trained, of which the first `members` are used."""
+    fields = {name: value for name, value in asdict(c).items() if name not in ("members", "trained", "seed")}
+    return dynamics.Config(**fields, members=c.trained or c.members)
 
 
 def _fit(model: Dynamics, data: Dataset, seed: int, device: str, precision: str, path: Path, say: Any, stage: Any) -> None:
