@@ -4,7 +4,7 @@
 
 Cases take turns in one process, so that a change of the machine's speed meets all alike: an epoch of `Dynamics.fit` (members of 4x200,
 batch 256, 23 inputs, 18 outputs; the evaluation on rows held out included), five steps of SAC's policy from 50,000 starts with a penalty,
-and SAC with ten critics of 3x256. Results go to results/mbrl_speed.json and, as a table, to cards/mbrl.md below its mark.
+and SAC with ten critics of 3x256. Results go to results/mbrl_speed.json and, through benchmarks/mbrl.py --card, into cards/mbrl.md.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from offrl.models.dynamics import Dynamics
 from offrl.models.imagine import rollout
 from offrl.models.penalty import ensemble_std
 
+RESULT = offline.HERE / "results" / "mbrl_speed.json"
 OBS, ACTION, ROWS, STARTS, HORIZON = 17, 6, 57_000, 50_000, 5
 PEERS = {  # measured on another day, with two threads on a machine like this one
     "ensemble 7 fp32, steps/s": "61 (OfflineRL-Kit), 82 (unifloral)",
@@ -120,7 +121,7 @@ def main() -> None:
         "torch": torch.__version__, "rounds": args.rounds, "commit": offline.commit(),
         "cases": {case: speed.middle(rates) for case, rates in slices.items()},
     }  # fmt: skip
-    (offline.HERE / "results" / "mbrl_speed.json").write_text(json.dumps(found, indent=1))
+    RESULT.write_text(json.dumps(found, indent=1))
     print(table(found))
 
 

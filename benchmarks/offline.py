@@ -67,12 +67,14 @@ def data_score(run: dict) -> float:
     return float(normalize([run["about"]["data"]["return_mean"]], spec["ref_min"], spec["ref_max"])[0])
 
 
-def card() -> str:
-    """The table, in Markdown: last and mean of the last evaluations, never the best one."""
-    heads = ["dataset", "env", "agent", "updates", "seeds", "final score, mean (95 % interval over seeds)"]
-    heads += ["each seed", "mean of the last evaluations", "data"]
-    rows = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for (dataset, label), runs in groups().items():
+HEADS = ["dataset", "env", "agent", "updates", "seeds", "final score, mean (95 % interval over seeds)"]
+HEADS += ["each seed", "mean of the last evaluations", "data"]
+
+
+def table(done: dict[tuple[str, str], list[dict]]) -> str:
+    """In Markdown: last and mean of the last evaluations, never the best one."""
+    rows = ["| " + " | ".join(HEADS) + " |", "|---" * len(HEADS) + "|"]
+    for (dataset, label), runs in done.items():
         finals = [each["result"]["score"]["mean"] for each in runs]
         late = [np.mean([row["eval/normalized_score_mean"] for row in each["curve"][-5:]]) for each in runs if each["curve"]]
         mean, low, high = mean_ci(finals)
@@ -81,7 +83,11 @@ def card() -> str:
         cells = [dataset, runs[0]["result"]["env"], label, f"{steps:,}", len(runs), f"**{mean:.1f}**{interval}"]
         cells += [", ".join(f"{value:.1f}" for value in finals), f"{np.mean(late):.1f}" if late else "", f"{data_score(runs[0]):.1f}"]
         rows.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(rows) + "\n\n" + precision() + "![learning curves](offline.png)\n"
+    return "\n".join(rows)
+
+
+def card() -> str:
+    return table(groups()) + "\n\n" + precision() + "![learning curves](offline.png)\n"
 
 
 def precision() -> str:
