@@ -39,10 +39,13 @@ class Simulator:
         return scenario.initial
 
     def observe(self, inventory: Tensor, scenario: Scenario, t: int) -> Observation:
+        """What is seen at the start of period t, and after the last period (t = T), which has that one's calendar."""
         window = scenario.past.shape[-1]
         demand = scenario.demand[..., max(t - window, 0) : t] if window else scenario.past
         past = torch.cat([scenario.past[..., t:], demand], -1) if t < window else demand
-        return Observation(inventory, scenario.values, scenario.mean, scenario.std, past, scenario.calendar[:, t], t)
+        return Observation(
+            inventory, scenario.values, scenario.mean, scenario.std, past, scenario.calendar[:, min(t, scenario.calendar.shape[1] - 1)], t
+        )
 
     def ship(self, inventory: Tensor, order: Tensor, values: Values) -> Tensor:
         """What leaves on each edge (B, E) when `order` (B, E) is asked for: never less than 0, more than a capacity or than there is.

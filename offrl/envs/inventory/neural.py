@@ -1,0 +1,139 @@
+"""Neural ordering policies: a perceptron for one network, and a graph network whose weights serve any (Alvo et al., arXiv 2306.11246).
+
+Both see quantities in units of the network's mean demand and costs in units of its mean underage cost, and order in the former: a network
+in other units is ordered for alike. What a node ships beyond its stock the simulator rations.
+
+Deviations from the released code: 1. these units; 2. the perceptron's orders are rationed in proportion, not by a softmax, and are scaled
+by what has to flow along each edge; 3. the graph network's first layers see nodes before they are gathered, which is the same function.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from offrl.envs.inventory.network import Network
+from offrl.envs.inventory.scenario import Observation
+from offrl.nn.graph import GraphNet, Perceptron
+
+ONE = math.log(math.e - 1)  # whose softplus is 1
+TINY = 1e-10
+
+
+def in_units(obs: Observation) -> tuple[Observation, Tensor]:
+    """The observation in units of mean demand and mean underage cost, and the unit of quantities (1|B, 1)."""
+    unit, price = obs.mean.mean(1, keepdim=True), obs.values.underage.mean(1, keepdim=True)
+    values = obs.values._replace(**{name: getattr(obs.values, name) / price for name in ("holding", "underage", "procurement")})
+    quantities = {"inventory": obs.inventory / unit[..., None], "past": obs.past / unit[..., None]}
+    return obs._replace(values=values, mean=obs.mean / unit, std=obs.std / unit, **quantities), unit
+
+
+class MLPPolicy(nn.Module):
+    """The orders (B, E) of one network from its inventory alone, or with `everything` from all that is observed.
+
+    inputs: how many numbers that is.
+    """
+
+    def __init__(self, network: Network, inputs: int, hidden: tuple[int, ...] = (32, 32), everything: bool = False):
+        super().__init__()
+        self.everything, self.flow = everything, torch.tensor(flow(network))
+        sizes = (inputs, *hidden, network.E)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:]))
+
+    def forward(self, obs: Observation) -> Tensor:
+        obs, unit = in_units(obs)
+        x = obs.flat() if self.everything else obs.inventory.flatten(1)
+        for layer in self.layers[:-1]:
+            x = F.elu(layer(x))
+        return F.softplus(self.layers[-1](x) + ONE) * self.flow.to(x) * unit
+
+
+def flow(network: Network) -> list[float]:
+    """(E,) mean flow along each edge, in units of the mean store's, if stores were alike and every node split its orders evenly."""
+    through = [0.0] * network.W + [1.0] * network.S
+    entering = [[e for e, (_, target) in enumerate(network.ends) if target == node] for node in range(network.N)]
+    found = [0.0] * network.E
+    for node in reversed(range(network.N)):
+        for e in entering[node]:
+            found[e] = through[node] / len(entering[node])
+            if network.ends[e][0] >= 0:
+                through[network.ends[e][0]] += found[e]
+    return found
+
+
+class Wiring(NamedTuple):
+    """The graph of a network as the graph network sees it: its edges, then one from each store to its customers, then one from each
+    warehouse to itself, along which it keeps stock. Of G graphs side by side, the nodes' numbers are offset; outside is one past the last.
+    """
+
+    source: Tensor  # (edges,)
+    target: Tensor
+    out: Tensor  # the network's own edges and those along which stock is kept
+    keeper: Tensor  # of the latter the warehouses
+
+
+def wiring(network: Network) -> Wiring:
+    source, target = torch.tensor(network.ends).T
+    source = torch.where(source < 0, network.N, source)
+    stores = torch.arange(network.W, network.N)
+    keeper = torch.tensor([i for i, kind in enumerate(network.kinds) if kind == "warehouse"], dtype=torch.int64)
+    source, target = torch.cat([source, stores, keeper]), torch.cat([target, torch.full_like(stores, network.N), keeper])
+    out = torch.cat([torch.arange(network.E), network.E + network.S + torch.arange(len(keeper))])
+    return Wiring(source, target, out, keeper)
+
+
+class GNN(nn.Module):
+    """The weights of a graph policy, for networks of any shape with at most so many inventory slots.
+
+    window, calendar: of the observations. rounds: of messages; 1 is enough for warehouses and their stores, a longer chain takes as many
+    as it has further echelons, and one more.
+    """
+
+    def __init__(self, slots: int, window: int = 0, calendar: int = 0, width: int = 32, rounds: int = 1):
+        super().__init__()
+        self.slots = slots
+        self.net = GraphNet(slots + 4 + window + calendar, 2, width, rounds)
+        self.last, self.head = Perceptron(width, width), nn.Linear(width, 1)
+
+    def features(self, obs: Observation) -> tuple[Tensor, Tensor, Tensor]:
+        """Node features (B, N, ...), edge features (B, edges, 2) and the unit of quantities (1|B, 1)."""
+        missing = self.slots - obs.inventory.shape[-1]
+        if missing < 0:
+            raise ValueError(f"the policy knows {self.slots} inventory slots; the network has {obs.inventory.shape[-1]}")
+        obs, unit = in_units(obs._replace(inventory=F.pad(obs.inventory, (0, missing))))
+        return obs.node_features(), obs.edge_features(), unit
+
+    def orders(self, nodes: Tensor, edges: Tensor, wiring: Wiring) -> Tensor:
+        """(..., len(wiring.out)): what is wanted along the edges that are asked for, in units."""
+        edges = F.pad(edges, (0, 0, 0, len(wiring.source) - edges.shape[-2]))
+        edge = self.net(nodes, edges.expand(*nodes.shape[:-2], -1, -1), wiring.source, wiring.target, wiring.out)
+        return F.softplus(self.head(self.last(edge)).squeeze(-1) + ONE)
+
+
+class GraphPolicy(nn.Module):
+    """The orders (B, E) that a GNN makes in one network; several networks may share the GNN."""
+
+    def __init__(self, network: Network, gnn: GNN):
+        super().__init__()
+        self.network, self.gnn, self.wiring = network, gnn, wiring(network)
+        source = torch.tensor(network.ends)[network.K :, 0]
+        self.source, self.leaves = source, F.one_hot(source, network.W) if network.W else None
+
+    def forward(self, obs: Observation) -> Tensor:
+        nodes, edges, unit = self.gnn.features(obs)
+        return self.rationed(self.gnn.orders(nodes, edges, self.wiring) * unit, obs.inventory)
+
+    def rationed(self, wanted: Tensor, inventory: Tensor) -> Tensor:
+        """What is wanted along the network's edges and, behind them, what is to be kept, as orders (B, E) that there is stock for."""
+        net = self.network
+        order, keep = wanted[:, : net.E], wanted[:, net.E :]
+        if net.W == 0:
+            return order
+        outside, inner = order[:, : net.K], order[:, net.K :]
+        asked = (inner @ self.leaves.to(inner)).index_add(1, self.wiring.keeper, keep)
+        scale = (inventory[:, : net.W, 0] / (asked + TINY)).clamp_max(1)
+        return torch.cat([outside, inner * scale[:, self.source]], 1)
