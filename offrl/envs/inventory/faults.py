@@ -140,7 +140,7 @@ def value_faults(
     kind_of = dict(zip(nodes, kinds))
     labels = {"holding": [f"nodes.{n}" for n in nodes], "underage": [f"nodes.{n}" for n in stores]}
     for key, column in columns.items():
-        for i, where in enumerate(labels.get(key) or [f"edges.{a}->{b}" for a, b in edges]):
+        for i, where in enumerate(labels.get(key, [f"edges.{a}->{b}" for a, b in edges])):
             field, numbers = f"{name}: {where}.{key}", column[:, i]
             if key == "lead_time":
                 bad = ~((numbers >= 1) & (numbers == np.round(numbers)))

@@ -55,7 +55,7 @@ def _read(path: Path) -> tuple[Loaded | None, list[Finding]]:
     stores = [node for node, about in description["nodes"].items() if about.get("kind") == "store"]
     history, table_faults = None, []
     if (table := description.get("demand")) is not None:
-        history, table_faults = _history(path.parent / str(table), stores, description.get("period", "week"))
+        history, table_faults = _history(path.parent / str(table), stores, str(description.get("period", "week")))
     parts, network_faults = parse(description, path.name, None if history is None else history.demand.shape[-1])
     found += [*network_faults, *table_faults]
     if found:

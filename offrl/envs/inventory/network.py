@@ -147,7 +147,7 @@ def parse(description: Mapping[str, Any], name: str, horizon: int | None = None)
     kinds = {node: about.get("kind", "warehouse") for node, about in nodes.items()}
     pairs = [(str(edge.get("from", "")), str(edge.get("to", ""))) for edge in edges]
     found = [*_key_faults(description, name)]
-    numbers = partial(_numbers, period=description.get("period", "week"), name=name, found=found)
+    numbers = partial(_numbers, period=str(description.get("period", "week")), name=name, found=found)
 
     names = faults.upstream_first(list(nodes), pairs)
     names = sorted(names + [node for node in nodes if node not in names], key=lambda node: kinds[node] == "store")
@@ -188,9 +188,9 @@ def _key_faults(description: Mapping[str, Any], name: str) -> Iterator[Finding]:
         field = f"{name}: edges.{edge.get('from')}->{edge.get('to')}"
         yield from faults.unknown_keys(edge, EDGE_KEYS, field)
         yield from (fault("missing", field, f"has no {key!r}") for key in ("from", "to") if key not in edge)
-    period = description.get("period", "week")
+    period = str(description.get("period", "week"))
     if period not in faults.PERIOD_DAYS:
-        yield fault("unknown-unit", f"{name}: period", f"no unit {period!r}{nearest(str(period), faults.PERIOD_DAYS)}")
+        yield fault("unknown-unit", f"{name}: period", f"no unit {period!r}{nearest(period, faults.PERIOD_DAYS)}")
 
 
 def _mode_faults(unmet: str, objective: str, name: str) -> Iterator[Finding]:

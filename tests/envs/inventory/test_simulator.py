@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import crossed, demands, nonsense, serial, store
+from networks import crossed, demands, nonsense, serial, smooth, store
 from torch.distributions import Normal
 
 from offrl.envs.inventory.network import Network
@@ -144,17 +144,6 @@ def test_scarce_stock_goes_out_in_proportion():
     asked = torch.tensor([[{"north": 1.0, "south": 2.0, "west": 9.0}[b] if a == "second" else 0.0 for a, b in network.edges]])
     shipped = Simulator(network).ship(stock, asked, network.values)
     torch.testing.assert_close(shipped, asked / 2)
-
-
-def smooth(network, parameter):
-    """A policy whose orders depend on all inventory, by numbers that are to be differentiated by."""
-
-    def policy(obs):
-        seen = obs.inventory.flatten(1)
-        weights = torch.sin(torch.arange(network.E * seen.shape[1], dtype=torch.float64)).view(seen.shape[1], network.E)
-        return torch.nn.functional.softplus(parameter[0] * 0.1 * torch.tanh(seen / 10) @ weights + parameter[1] * 5 + 3)
-
-    return policy
 
 
 @pytest.mark.parametrize("make", [crossed, lambda: crossed("backlog", hub=True), serial, lambda: crossed(objective="profit", capacity=6.0)])
