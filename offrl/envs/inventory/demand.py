@@ -124,6 +124,10 @@ class Sampled:
     slots: int = 1  # at least; the longest lead time if that is more
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if (count := max(map(len, self.network.values))) > 1:
+            raise ValueError(f"{self.network.name}: sampled scenarios share one set of numbers, and the network has {count}")
+
     @property
     def mean(self) -> Tensor:
         return self.demand.mean[None]
@@ -143,10 +147,7 @@ class Sampled:
         own = slice(first - first // BLOCK * BLOCK, stop - first // BLOCK * BLOCK)
         initial = torch.zeros(stop - first, net.N, slots)
         initial[:, net.W :] = torch.cat(shares)[own] * self.demand.mean[:, None]
-        made = scenario(net, torch.cat(demands)[own], initial=initial, mean=self.demand.mean[None], std=self.demand.std[None])
-        if len(net.values.holding) > 1:
-            raise ValueError(f"{net.name}: sampled scenarios share one set of numbers, and the network has {len(net.values.holding)}")
-        return made
+        return scenario(net, torch.cat(demands)[own], initial=initial, mean=self.demand.mean[None], std=self.demand.std[None])
 
     def batches(self, split: str, size: int) -> Iterator[Scenario]:
         """All scenarios of a split in order, `size` at a time; only one batch is in memory."""

@@ -134,8 +134,9 @@ class JustInTime:
 
     def __init__(self, network: Network, scenario: Scenario, path: Literal["cheapest", "fastest"] = "cheapest"):
         self.network, values = network, scenario.values
-        price = values.procurement if path == "cheapest" else values.lead_time.float()
-        pairs = [(edge, store) for store in range(network.W, network.N) for edge in _path(network, price.mean(0).tolist(), store)]
+        price, time = (column.double().mean(0).tolist() for column in (values.procurement, values.lead_time))
+        first, second = (price, time) if path == "cheapest" else (time, price)  # the second decides between equals
+        pairs = [(edge, store) for store in range(network.W, network.N) for edge in _path(network, list(zip(first, second)), store)]
         self.edge, self.store = (torch.tensor(column) for column in zip(*((e, s - network.W) for e, s in pairs)))
         ahead, at = torch.zeros(len(values.lead_time), len(pairs), dtype=torch.int64), {}
         for i, (edge, store) in enumerate(pairs):  # paths are listed from the store up
@@ -162,10 +163,10 @@ class JustInTime:
         return torch.stack(left, -1)
 
 
-def _path(network: Network, price: list[float], node: int) -> list[int]:
-    """The edges to a node from the supplier whose prices add up to the least; the last edge first."""
-    best: dict[int, tuple[float, list[int]]] = {-1: (0.0, [])}
+def _path(network: Network, weights: list[tuple[float, float]], node: int) -> list[int]:
+    """The edges to a node from the supplier whose weights add up to the least; the last edge first."""
+    best: dict[int, tuple[float, float, list[int]]] = {-1: (0.0, 0.0, [])}
     for target in range(network.N):
-        routes = [(best[a][0] + price[e], [e, *best[a][1]]) for e, (a, b) in enumerate(network.ends) if b == target]
-        best[target] = min(routes, key=lambda route: route[0])
-    return best[node][1]
+        into = [(best[a], weights[e], e) for e, (a, b) in enumerate(network.ends) if b == target]
+        best[target] = min((x + u, y + v, [e, *edges]) for (x, y, edges), (u, v), e in into)
+    return best[node][2]
