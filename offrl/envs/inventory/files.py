@@ -83,8 +83,10 @@ def _shape_faults(description: Any, name: str) -> list[Finding]:
 def _table(path: Path) -> dict[str, list[Any]]:
     """The columns of a CSV or Parquet file."""
     if path.suffix == ".parquet":
-        import pyarrow.parquet
-
+        try:
+            import pyarrow.parquet
+        except ImportError:
+            raise ImportError('tables need pyarrow: pip install "offrl[tables]"') from None
         return pyarrow.parquet.read_table(path).to_pydict()
     with path.open(newline="", encoding="utf-8-sig") as lines:
         head, *lines = [row for row in csv.reader(lines) if row]

@@ -41,7 +41,10 @@ def largest_orders(network: Network, mean: torch.Tensor, most: float) -> np.ndar
 
 @cache
 def _environment() -> type:
-    import gymnasium
+    try:
+        import gymnasium
+    except ImportError:
+        raise ImportError('environments need gymnasium: pip install "offrl[envs]"') from None
 
     class Inventory(gymnasium.Env):
         metadata = {"render_modes": []}

@@ -18,9 +18,11 @@ from offrl.envs.inventory.network import EDGE_KEYS, NODE_KEYS, Network
 
 
 def to_hetero(network: Network) -> Any:
-    """A torch_geometric.data.HeteroData. Raises ModuleNotFoundError without torch_geometric."""
-    from torch_geometric.data import HeteroData
-
+    """A torch_geometric.data.HeteroData. Raises ImportError without torch_geometric."""
+    try:
+        from torch_geometric.data import HeteroData
+    except ImportError:
+        raise ImportError('HeteroData needs torch_geometric: pip install "offrl[hdpo]"') from None
     data, values, place = HeteroData(unmet=network.unmet, objective=network.objective), network.values, {SUPPLIER: 0}
     data[SUPPLIER].num_nodes = 1
     for kind in dict.fromkeys(network.kinds):

@@ -33,15 +33,16 @@ def in_units(obs: Observation) -> tuple[Observation, Tensor]:
 
 
 class MLPPolicy(nn.Module):
-    """The orders (B, E) of one network from its inventory alone, or with `everything` from all that is observed.
+    """The orders (B, E) of one network from its inventory alone, or with `everything` from all that is observed."""
 
-    inputs: how many numbers that is.
-    """
-
-    def __init__(self, network: Network, inputs: int, hidden: tuple[int, ...] = (32, 32), everything: bool = False):
+    def __init__(
+        self, network: Network, slots: int, window: int = 0, calendar: int = 0, hidden: tuple[int, ...] = (32, 32), everything: bool = False
+    ):
         super().__init__()
         self.everything, self.flow = everything, torch.tensor(flow(network))
-        sizes = (inputs, *hidden, network.E)
+        N, S, E = network.N, network.S, network.E
+        more = window * S + calendar + N + 3 * S + 2 * E if everything else 0  # as in Observation.flat
+        sizes = (slots * N + more, *hidden, E)
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:]))
 
     def forward(self, obs: Observation) -> Tensor:
