@@ -8,6 +8,7 @@ which other seeds run beside it, and there is no generator state to save.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK = 64  # updates whose numbers are drawn at once
+BLOCK = 64  # updates whose numbers are drawn at once, unless these are more than
+ROOM = 1 << 24  # numbers
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ def draw(kind: Any, count: int, source: torch.Generator, dtype: torch.dtype = to
     return sample((count, *kind.shape), generator=source, device=source.device).to(dtype)
 
 
+def numbers(kind: Any) -> int:
+    """How many there are in one draw."""
+    return kind.n if isinstance(kind, Permutation) else math.prod(kind.shape)
+
+
 class Noise:
     """What each update consumes, for one seed or, with a leading axis, for several.
 
@@ -63,15 +70,16 @@ class Noise:
         self.kinds, self.device, self.dtype = kinds, device, dtype
         self.stacked = not isinstance(seeds, int)
         self.seeds = list(seeds) if self.stacked else [seeds]
+        self.block = max(1, min(BLOCK, ROOM // max(1, sum(numbers(kind) for entry in kinds for kind in entry.values()))))
         self._number, self._block = -1, []
 
     def _one_seed(self, seed: int, number: int) -> list[dict[str, Tensor]]:
         source = generator(seed, "noise", number, self.device)
-        return [{name: draw(kind, BLOCK, source, self.dtype) for name, kind in kinds.items()} for kinds in self.kinds]
+        return [{name: draw(kind, self.block, source, self.dtype) for name, kind in kinds.items()} for kinds in self.kinds]
 
     def __call__(self, update: int) -> list[dict[str, Tensor]]:
         """The numbers of the update with this index: a list of dicts of tensors, (S, ...) under several seeds."""
-        number, row = divmod(update, BLOCK)
+        number, row = divmod(update, self.block)
         if number != self._number:
             parts = [self._one_seed(seed, number) for seed in self.seeds]
             self._block = [

@@ -30,6 +30,10 @@ class Box:
     def bounded(self) -> bool:
         return all(map(math.isfinite, self.low + self.high))
 
+    def clip(self, action: Any) -> Any:
+        """The nearest point within the bounds to each row of a tensor (..., size)."""
+        return action.clamp(action.new_tensor(self.low), action.new_tensor(self.high))
+
 
 @dataclass(frozen=True)
 class Discrete:

@@ -27,6 +27,7 @@ class Transitions(NamedTuple):
     next_action: Any = None
     mc_return: Any = None
     is_demo: Any = None
+    truncated: Any = None  # (...,) 1: a time limit ended the episode here; of rollouts (T, E), whose rows of an episode follow each other
 
 
 @dataclass(frozen=True)

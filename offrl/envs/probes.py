@@ -1,19 +1,53 @@
 """Tiny tasks with known answers, each of which isolates one thing that an agent can get wrong.
 
-All have two states, observed as one-hot vectors, and one action in [-1, 1], which the data draws without regard to the state.
+Those that are data have two states, observed as one-hot vectors, and one action in [-1, 1], which is drawn without regard to the state.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
-from offrl.core.space import Box
+from offrl.core.space import Box, Discrete
+from offrl.core.types import Spec
 from offrl.data.dataset import Dataset
+from offrl.envs.batched import Simulated
 
 LOW, HIGH = -0.5, 0.25  # of the actions that `tempting` shows
 EYE = np.eye(2, dtype=np.float32)
+
+
+def finite(
+    transition: np.ndarray,
+    reward: np.ndarray,
+    start: np.ndarray,
+    ends: Sequence[int] = (),
+    *,
+    count: int,
+    horizon: int | None,
+    seed: int = 0,
+) -> Simulated:
+    """A finite task as `count` environments in tensors, observed as one-hot vectors, cut after `horizon` steps.
+
+    transition (S, A, S) and start (S,) are probabilities, reward is (S, A); the task ends where a state of `ends` is reached.
+    """
+    chances, rewards, first = (torch.as_tensor(each, dtype=torch.float32) for each in (transition, reward, start))
+    states, actions = rewards.shape
+    over = torch.isin(torch.arange(states), torch.tensor(ends, dtype=torch.int64))
+
+    def begin(count: int, source: torch.Generator) -> dict[str, torch.Tensor]:
+        return {"state": torch.multinomial(first, count, replacement=True, generator=source)}
+
+    def advance(state: dict[str, torch.Tensor], action: torch.Tensor, source: torch.Generator) -> tuple:
+        at = state["state"]
+        following = torch.multinomial(chances[at, action], 1, generator=source).squeeze(1)
+        return {"state": following}, rewards[at, action], over[following]
+
+    spec = Spec(Box.of(states), Discrete(actions))
+    return Simulated(spec, count, begin, lambda state: torch.eye(states)[state["state"]], advance, horizon, seed)
 
 
 class Probe(NamedTuple):

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from offrl.core import rng
 from offrl.core.rng import BLOCK, Indices, Noise, Normal, Permutation, Uniform, generator
 
 KINDS = [{"a": Normal((3, 2)), "b": Uniform((3,))}, {"a": Normal((3, 2)), "order": Permutation(5)}]
@@ -86,3 +87,11 @@ def test_indices():
     stacked = Indices(10, (2, 3), [1, 0])(7)
     assert stacked.shape == (2, 2, 3) and torch.equal(stacked[1], drawn[7]) and not torch.equal(stacked[0], drawn[7])
     assert not torch.equal(Indices(10, (2, 3), 0, name="other")(0), drawn[0])
+
+
+def test_large_updates_are_drawn_a_few_at_a_time(monkeypatch):
+    monkeypatch.setattr(rng, "ROOM", 10_000)
+    few, many = Noise([{"order": Permutation(2000)}], 0), Noise([{"order": Permutation(20_000)}], 0)
+    assert (few.block, many.block, Noise(KINDS, 0).block) == (5, 1, BLOCK)
+    orders = [few(update)[0]["order"] for update in (4, 5)]
+    assert not torch.equal(*orders) and torch.equal(Noise(few.kinds, 0)(5)[0]["order"], orders[1])
