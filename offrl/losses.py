@@ -25,9 +25,27 @@ def expectile(error: Tensor, tau: float) -> Tensor:
 
 
 def gaussian_log_prob(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """(B,): log density of a diagonal Gaussian at `action` (B, action)."""
+    """(...,): log density of a diagonal Gaussian at `action` (..., action)."""
     z = (action - mean) * torch.exp(-log_std)
     return (-0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+def gaussian_entropy(log_std: Tensor) -> Tensor:
+    """(...,): of a diagonal Gaussian with log standard deviations (..., action), in nats."""
+    return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+
+def discounted_sum(x: Tensor, decay: Tensor) -> Tensor:
+    """y (T, ...) with y_t = x_t + decay_t y_{t+1}, and x_{T-1} at the end.
+
+    By doubling (Hillis and Steele, 1986): log2 T steps over whole tensors, with no loop over time that a compiler would unroll.
+    """
+    reach = 1
+    while reach < len(x):
+        x = x + decay * torch.cat([x[reach:], torch.zeros_like(x[:reach])])
+        decay = decay * torch.cat([decay[reach:], torch.zeros_like(decay[:reach])])
+        reach *= 2
+    return x
 
 
 def tanh_log_slope(x: Tensor) -> Tensor:

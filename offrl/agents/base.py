@@ -18,17 +18,21 @@ from torch.func import functional_call
 from offrl.core.space import Box, Discrete
 from offrl.core.types import Spec, State, Transitions
 from offrl.nn import normalize
-from offrl.nn.descend import adam, adam_init, polyak
+from offrl.nn.descend import adam, adam_init, clip_norm, polyak
 
 
 class Agent:
-    """Base of the agents. A subclass defines Config, networks, its losses, update and act, in this order."""
+    """Base of the agents. A subclass defines Config, networks, its losses, update and act, in this order.
+
+    Every step takes `GROUP_lr` from the config, and `max_grad_norm` and `adam_eps` where there are such fields.
+    """
 
     Config: ClassVar[type]
     needs: ClassVar[tuple[str, ...]] = ()
     period: ClassVar[int] = 1
     targets: ClassVar[tuple[str, ...]] = ()  # groups that have a target copy
     discrete: ClassVar[bool] = False  # whether discrete actions are taken
+    on_policy: ClassVar[bool] = False  # whether a batch must be a rollout (T, E, ...) of the policy in the state
 
     def __init__(self, config: Any, spec: Spec):
         if isinstance(spec.action, Discrete) and not self.discrete:
@@ -81,7 +85,10 @@ class Agent:
             return loss(state | {"params": params | {group: tree}}, *args)
 
         grads, found = torch.func.grad(objective, has_aux=True)(params[group])
-        stepped, moved = adam(params[group], grads, moments[group], self.learning_rate(group, moments[group]["count"] + 1))
+        rate, limit = self.learning_rate(group, moments[group]["count"] + 1), getattr(self.config, "max_grad_norm", None)
+        if limit is not None:
+            grads = clip_norm(grads, limit)
+        stepped, moved = adam(params[group], grads, moments[group], rate, eps=getattr(self.config, "adam_eps", 1e-8))
         return state | {"params": params | {group: stepped}, "adam": moments | {group: moved}}, found
 
     def polyak(self, state: State) -> State:

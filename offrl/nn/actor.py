@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,18 @@ class Gaussian(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         return torch.tanh(self.mlp(obs)), self.log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+
+
+class UnboundedGaussian(nn.Module):
+    """As Gaussian, with a mean that nothing bounds (Schulman et al., 2017, arXiv 1707.06347, section 6.1). `mlp` are MLP's options."""
+
+    def __init__(self, obs: int, action: int, hidden: Sequence[int], log_std: float = 0.0, **mlp: Any):
+        super().__init__()
+        self.mlp = MLP((obs, *hidden, action), **mlp)
+        self.log_std = nn.Parameter(torch.full((action,), log_std))
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        return self.mlp(obs), self.log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
 
 class SquashedGaussian(nn.Module):
@@ -70,11 +83,11 @@ class Temperature(nn.Module):
 
 
 class Categorical(nn.Module):
-    """obs (..., obs) -> logits (..., actions)."""
+    """obs (..., obs) -> logits (..., actions). `mlp` are MLP's options."""
 
-    def __init__(self, obs: int, actions: int, hidden: Sequence[int]):
+    def __init__(self, obs: int, actions: int, hidden: Sequence[int], **mlp: Any):
         super().__init__()
-        self.mlp = MLP((obs, *hidden, actions))
+        self.mlp = MLP((obs, *hidden, actions), **mlp)
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.mlp(obs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,11 +59,11 @@ def critics(obs: int, action: int, hidden: Sequence[int], members: int, layer_no
 
 
 class V(nn.Module):
-    """State value: obs (B, obs) -> (B,)."""
+    """State value: obs (..., obs) -> (...,). `mlp` are MLP's options."""
 
-    def __init__(self, obs: int, hidden: Sequence[int], layer_norm: bool = False):
+    def __init__(self, obs: int, hidden: Sequence[int], layer_norm: bool = False, **mlp: Any):
         super().__init__()
-        self.mlp = MLP((obs, *hidden, 1), layer_norm)
+        self.mlp = MLP((obs, *hidden, 1), layer_norm, **mlp)
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.mlp(obs).squeeze(-1)

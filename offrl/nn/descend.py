@@ -28,6 +28,13 @@ def adam(params: Tree, grads: Tree, moments: dict[str, Any], lr: float | Tensor,
     return params, {"mean": mean, "square": square, "count": count}
 
 
+def clip_norm(grads: Tree, limit: float) -> Tree:
+    """The gradients, scaled down together where their Euclidean norm is above `limit` (Pascanu et al., 2013, arXiv 1211.5063)."""
+    norm = torch.stack([grad.square().sum() for grad in grads.values()]).sum().sqrt()
+    scale = (limit / norm).clamp(max=1.0)
+    return {k: grad * scale for k, grad in grads.items()}
+
+
 def _bias(count: Tensor, beta: float) -> Tensor:
     """1 - beta**count, exact in float32 too. Inductor keeps an exp, and would compute expm1 anew beside every few parameters."""
     x = count * math.log(beta)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,17 +18,23 @@ class Head(nn.Linear):
 
 
 class MLP(nn.Module):
-    """(..., sizes[0]) -> (..., sizes[-1]): linear layers with ReLU between, LayerNorm before each ReLU if asked for."""
+    """(..., sizes[0]) -> (..., sizes[-1]): linear layers with an activation between, LayerNorm before each if asked for.
 
-    def __init__(self, sizes: Sequence[int], layer_norm: bool = False):
+    head: what the last layer's first weights and biases are multiplied by.
+    """
+
+    def __init__(self, sizes: Sequence[int], layer_norm: bool = False, activation: Callable[[Tensor], Tensor] = F.relu, head: float = 1.0):
         super().__init__()
         pairs = list(zip(sizes[:-1], sizes[1:]))
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairs[:-1])
         self.norms = nn.ModuleList(nn.LayerNorm(b) for _, b in pairs[:-1]) if layer_norm else None
-        self.head = Head(*pairs[-1])
+        self.head, self.activation = Head(*pairs[-1]), activation
+        with torch.no_grad():
+            for parameter in self.head.parameters():
+                parameter.mul_(head)
 
     def forward(self, x: Tensor) -> Tensor:
         for i, layer in enumerate(self.hidden):
             x = layer(x)
-            x = F.relu(x if self.norms is None else self.norms[i](x))
+            x = self.activation(x if self.norms is None else self.norms[i](x))
         return self.head(x)

@@ -45,6 +45,19 @@ def _moments(obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.sqrt(sum(((obs[rows] - mean) ** 2).sum(0) for rows in blocks) / len(obs))
 
 
+def moments(shape: tuple[int, ...] = ()) -> dict[str, Tensor]:
+    """Running moments of rows of this shape, before the first row."""
+    return {"count": torch.zeros(()), "mean": torch.zeros(shape), "var": torch.ones(shape)}
+
+
+def absorb(running: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """The moments of all rows so far and of `rows` (n, ...): mean and variance as if of one sample (Chan et al., 1979)."""
+    count = running["count"] + len(rows)
+    new, shift = len(rows) / count, rows.mean(0) - running["mean"]
+    var = running["var"].lerp(rows.var(0, correction=0), new) + new * (1 - new) * shift.square()
+    return {"count": count, "mean": running["mean"] + new * shift, "var": var}
+
+
 def _action_scale(low: np.ndarray, high: np.ndarray) -> dict[str, Tensor]:
     half = (high - low) / 2
     half = np.where(half == 0, 1.0, half)

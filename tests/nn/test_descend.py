@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offrl.core.tree import tree_map
-from offrl.nn.descend import adam, adam_init, cosine, polyak
+from offrl.nn.descend import adam, adam_init, clip_norm, cosine, polyak
 
 
 def params(dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -97,3 +97,15 @@ def test_cosine():
         assert cosine(torch.tensor(step, dtype=torch.float64), 2.0, 100).item() == pytest.approx(optimiser.param_groups[0]["lr"], abs=1e-12)
         optimiser.step()
         schedule.step()
+
+
+@pytest.mark.parametrize("limit", [1e-3, 1.0, 1e6])
+def test_gradients_are_cut_as_torch_cuts_them(limit):
+    grads, expected = gradients(7, torch.float64), params(torch.float64)
+    for key, p in expected.items():
+        p.grad = grads[key].clone()
+    torch.nn.utils.clip_grad_norm_(expected.values(), limit)
+    for key, cut in clip_norm(grads, limit).items():
+        torch.testing.assert_close(cut, expected[key].grad, rtol=1e-5, atol=0)
+    none = {"x": torch.zeros(3)}
+    assert torch.equal(clip_norm(none, limit)["x"], none["x"])

@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from offrl.losses import expectile, gaussian_kl, gaussian_log_prob, twin_mse
+from offrl.nn import normalize
 from offrl.nn.actor import LOG_STD_MAX, LOG_STD_MIN, Categorical, Deterministic, Gaussian
 from offrl.nn.critic import Q, V
 from offrl.nn.layers import MLP
@@ -147,3 +148,19 @@ def test_losses_are_their_formulas():
 def test_expectile_keeps_the_precision_of_its_input():
     error = torch.tensor([1.0], dtype=torch.float64)
     assert expectile(error, 0.7).item() == 0.7  # the constant is not rounded to float32 on its way
+
+
+def test_an_activation_of_ones_own_and_a_smaller_head():
+    net, plain = (torch.manual_seed(0) and MLP((3, 5, 2), activation=torch.tanh, **options) for options in ({"head": 0.01}, {}))
+    torch.testing.assert_close(net(OBS), 0.01 * plain.head(torch.tanh(plain.hidden[0](OBS))))
+
+
+def test_moments_of_parts_are_those_of_the_whole():
+    """Far from zero too; a column that never changes has none, and there is no memory of how they began."""
+    rows = 1e4 + torch.randn(60, 3, generator=torch.Generator().manual_seed(0)).double() * torch.tensor([1.0, 100.0, 0.0])
+    running = {key: leaf.double() for key, leaf in normalize.moments((3,)).items()}
+    for part in rows.split([1, 7, 40, 12]):
+        running = normalize.absorb(running, part)
+    assert running["count"] == 60
+    torch.testing.assert_close(running["mean"], rows.mean(0))
+    torch.testing.assert_close(running["var"], rows.var(0, correction=0))
