@@ -14,6 +14,7 @@ _EXPORTS = {
     "fetch": "offrl.data.fetch",
     "Dynamics": "offrl.models.dynamics",
     "Imagine": "offrl.models.imagine",
+    "OnPolicy": "offrl.training.onpolicy",
     "train": "offrl.recipes.common",
     "load": "offrl.training.policy",
     "evaluate": "offrl.training.evaluate",

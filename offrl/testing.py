@@ -15,17 +15,18 @@ import torch
 
 from offrl.core.checkpoint import load_file, restore, save_file
 from offrl.core.registry import agent_class
-from offrl.core.rng import Noise
+from offrl.core.rng import Indices, Noise
 from offrl.core.space import Box, Discrete
 from offrl.core.tree import flatten, tree_map
-from offrl.core.types import State
+from offrl.core.types import Act, State, Transitions
 from offrl.data.dataset import Dataset
 from offrl.nn.normalize import fitted
 from offrl.training.accelerate import accelerate
 from offrl.training.fit import fit, stack, unstack
-from offrl.training.sources import Replay
+from offrl.training.sources import Replay, Stateless
 
 BATCH = 16
+STEPS = 4  # of a rollout
 
 
 def toy(discrete: bool = False, rows: int = 500, obs: int = 5, actions: int = 3) -> Dataset:
@@ -37,6 +38,19 @@ def toy(discrete: bool = False, rows: int = 500, obs: int = 5, actions: int = 3)
     space = Discrete(actions) if discrete else Box.of(actions, -2, 2)
     ends = rng.random((2, rows)) < 0.02
     return Dataset.from_arrays(observations, action, rng.standard_normal(rows), ends[0], ends[1], following, action_space=space)
+
+
+class Rollouts(Stateless):
+    """Stretches of the data (STEPS, BATCH / STEPS, ...), for an agent that takes them for rollouts of its policy."""
+
+    def __init__(self, data: Dataset, seeds: int | Sequence[int], dtype: torch.dtype):
+        rows = data.transitions()._replace(truncated=torch.from_numpy(data.truncated).float())
+        self.rows = [c if c is None or not c.is_floating_point() else c.to(dtype) for c in rows]
+        self.batch_size, self.indices = BATCH, Indices(len(rows.mask) - STEPS, (1, BATCH // STEPS), seeds)
+
+    def __call__(self, step: int, act: Act | None = None) -> list[Transitions]:
+        at = self.indices(step) + torch.arange(STEPS)[:, None]
+        return [Transitions(*(None if column is None else column[at] for column in self.rows))]
 
 
 @dataclass(frozen=True)
@@ -51,7 +65,9 @@ class Example:
         fresh = self.agent.init(seed) | {"normalizer": fitted(self.data)}
         return tree_map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, fresh)
 
-    def source(self, seeds: int | Sequence[int], dtype: torch.dtype = torch.float64) -> Replay:
+    def source(self, seeds: int | Sequence[int], dtype: torch.dtype = torch.float64) -> Replay | Rollouts:
+        if getattr(self.agent, "on_policy", False):
+            return Rollouts(self.data, seeds, dtype)
         gamma = getattr(self.agent.config, "gamma", None)
         return Replay(self.data, BATCH, seeds, period=self.agent.period, needs=self.agent.needs, gamma=gamma, dtype=dtype)
 

@@ -81,6 +81,7 @@ def same(one, other):
         (["train", "a2pr", "DATA", "--preset", "papr"], "a2pr has no preset 'papr'; did you mean paper?"),
         (["train", "bc", "DATA", "--preset", "paper"], "bc has no preset 'paper', nor any other"),
         (["train", "bc", "halfcheetah-medim-v2"], "the nearest: halfcheetah-medium-v2"),
+        (["train", "ppo", "DATA"], "ppo learns from rollouts of its own policy, not from a dataset"),
         (["train", "bc", "DATA", "--steps", "0"], "steps is 0; it must lie between 1 and inf"),
         (["train", "iql", "DATA", "--agent.gamma", "1.5"], "agent.gamma is 1.5; it must lie between 0 and 1"),
         (["train", "bc", "DATA", "--seeds", "0-1", "--workers", "0"], "workers is 0; it must lie between 1 and inf"),

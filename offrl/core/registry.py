@@ -14,6 +14,7 @@ _AGENTS: dict[str, str | type] = {
     "a2pr": "offrl.agents.a2pr:A2PR",
     "sac": "offrl.agents.sac:SAC",
     "combo": "offrl.agents.combo:COMBO",
+    "ppo": "offrl.agents.ppo:PPO",
 }
 
 

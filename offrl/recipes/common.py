@@ -112,6 +112,8 @@ class Session:
         if self.stacked and not self.family.STACKS:
             raise RunError(f"the seeds of {recipe} do not train as one stack: --how processes")
         self.agent = registry.agent_class(algorithm)(config.agent, data.spec)
+        if getattr(self.agent, "on_policy", False):
+            raise RunError(f"{recipe} learns from rollouts of its own policy, not from a dataset: give `fit` an OnPolicy (docs/online.md)")
         self.steps = -(-config.steps // self.agent.period) * self.agent.period
         self.env = self._env()
         about = {

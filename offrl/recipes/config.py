@@ -14,7 +14,7 @@ from offrl.core import registry
 from offrl.core.config import ConfigError, Range, merge, nearest
 from offrl.core.resources import resource
 
-A = TypeVar("A")
+A, T = TypeVar("A"), TypeVar("T")
 LAYERS = ("defaults", "datasets", "presets", "search")  # of a recipe's YAML
 
 
@@ -73,7 +73,9 @@ def family(recipe: str) -> tuple[ModuleType, str]:
 
 
 def recipes() -> list[str]:
-    return sorted({*RECIPES, *registry.agents()})
+    """Those that learn from a dataset."""
+    alone = (name for name in registry.agents() if not getattr(registry.agent_class(name), "on_policy", False))
+    return sorted({*RECIPES, *alone})
 
 
 def resolve(recipe: str, dataset_id: str, preset: str | None = None, overrides: dict[str, Any] | None = None) -> Config:
@@ -82,7 +84,11 @@ def resolve(recipe: str, dataset_id: str, preset: str | None = None, overrides: 
     Raises ConfigError naming an unknown key's nearest valid one.
     """
     wiring, agent = family(recipe)
-    config = wiring.Config(agent=registry.agent_class(agent).Config())
+    return layered(wiring.Config(agent=registry.agent_class(agent).Config()), recipe, dataset_id, preset, overrides)
+
+
+def layered(config: T, recipe: str, dataset_id: str, preset: str | None = None, overrides: dict[str, Any] | None = None) -> T:
+    """The config with the layers above its defaults."""
     name, layers = _layers(recipe)
     config = merge(config, layers.get("defaults") or {}, f"{name}: defaults")
     for pattern, layer in (layers.get("datasets") or {}).items():

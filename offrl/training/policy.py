@@ -31,7 +31,7 @@ class Policy:
     def predict(self, obs: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True) -> tuple[np.ndarray, Any]:
         """(action, state), as Stable-Baselines3's policies answer; obs (obs,) or (n, obs), `state` passed through.
 
-        With `deterministic=False` a stochastic policy samples, from torch's global generator; others act the same.
+        With `deterministic=False` a stochastic policy samples within the bounds, from torch's global generator; others act the same.
         """
         given = np.asarray(obs, np.float32)
         size = self.spec.obs.size
@@ -43,7 +43,9 @@ class Policy:
             draw = torch.rand if isinstance(self.spec.action, Discrete) else torch.randn
             noise = draw(*given.shape[:-1], self.spec.action.size)
         with torch.no_grad():
-            return self.agent.act(self.state, obs, noise).numpy(), state
+            action = self.agent.act(self.state, obs, noise)
+        sampled = noise is not None and not isinstance(self.spec.action, Discrete)
+        return (self.spec.action.clip(action) if sampled else action).numpy(), state
 
 
 def load(path: str | Path) -> Policy:

@@ -81,6 +81,14 @@ def draws(agent, batch: int, seed: int = 0):
     return Noise(agent.noise(batch), seed, dtype=torch.float64)(0)
 
 
+def rollout(steps: int, envs: int, seed: int = 0, **columns) -> Transitions:
+    """Random rows as a rollout (steps, envs, ...), in which time limits occur."""
+    g = torch.Generator().manual_seed(seed + 1)
+    truncated = (torch.rand(steps * envs, generator=g) < 0.2).double()
+    made = rows(steps * envs, seed=seed, **{"truncated": truncated} | columns)
+    return Transitions(*(None if c is None else c.unflatten(0, (steps, envs)) for c in made))
+
+
 def rows(batch: int, n: int = 3, d: int = 2, seed: int = 0, **columns) -> Transitions:
     """Random rows; a column that is given stands for the drawn one, a number for a constant column."""
     g = torch.Generator().manual_seed(seed)

@@ -10,14 +10,14 @@ import dataclasses
 
 import pytest
 import torch
-from stubs import draws, rows, start
+from stubs import draws, rollout, rows, start
 
 from offrl.core import registry
 from offrl.core.space import Box
 from offrl.core.tree import flatten
 from offrl.core.types import Spec
 
-SMALL = dict.fromkeys(("hidden", "actor_hidden", "critic_hidden", "vae_hidden"), (8, 8))
+SMALL = dict.fromkeys(("hidden", "actor_hidden", "critic_hidden", "vae_hidden"), (8, 8)) | dict.fromkeys(("epochs", "minibatches"), 1)
 
 TD3BC = {"critic_loss": {"critic"}, "actor_loss": {"actor", "critic"}}
 IQL = {"value_loss": {"value"}, "critic_loss": {"critic"}, "actor_loss": {"actor"}}
@@ -37,6 +37,7 @@ REACHES = {
     ("sac", ("members", 10)): SAC,
     ("sac", ("alpha", 0.2)): {name: groups for name, groups in SAC.items() if name != "temperature_loss"},
     ("combo", ()): SAC,
+    ("ppo", ()): {"critic_loss": {"critic"}, "actor_loss": {"actor"}},
 }
 
 
@@ -54,7 +55,7 @@ def spied(name: str, change: tuple):
         return after, metrics
 
     agent.descend = spy
-    batches = [rows(16, seed=i) for i in range(agent.period)]
+    batches = [rollout(4, 4)] if agent.on_policy else [rows(16, seed=i) for i in range(agent.period)]
     state = start(agent)
     if "value" in state["params"]:  # in the middle of the values of the data's actions, so that some advantages are positive
         q = agent.bind(state, "critic")(batches[-1].obs, batches[-1].action)[0]

@@ -9,13 +9,16 @@ import pytest
 from offrl import testing
 from offrl.core import registry
 
-SMALL = dict.fromkeys(("hidden", "actor_hidden", "critic_hidden", "vae_hidden"), (8, 8))
+SMALL = dict.fromkeys(("hidden", "actor_hidden", "critic_hidden", "vae_hidden"), (8, 8)) | {"epochs": 1, "minibatches": 2}
 
-VARIANTS = {"sac": {"members": 10}}  # other networks than the defaults'
+VARIANTS = {  # other networks and branches than the defaults'
+    "sac": {"members": 10},
+    "ppo": {"target_kl": 1e-4, "value_clip": 0.1, "lr_steps": 30.0, "baseline": False, "entropy": 0.01},
+}
 
 
 def small(name: str, **change):
-    """The agent's config with narrow layers: what is tested does not depend on their width."""
+    """The agent's config with narrow layers and few steps: what is tested does not depend on their width and number."""
     config = registry.agent_class(name).Config(**change)
     fields = {field.name for field in dataclasses.fields(config)}
     return dataclasses.replace(config, **{k: v for k, v in SMALL.items() if k in fields})
