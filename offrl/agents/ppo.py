@@ -147,6 +147,8 @@ class PPO(Agent):
 
     def judge(self, state, batch):
         """The state with the moments of the new returns, and the Rows of a normalised rollout."""
+        if batch.truncated is None or batch.reward.ndim != 2:
+            raise ValueError("PPO learns from rollouts (T, E, ...) with `truncated` and one reward, as OnPolicy makes them")
         c, critic, (mean, std) = self.config, self.bind(state, "critic"), self.scale(state)
         value = mean + std * critic(batch.obs)
         advantage = self.advantages(batch, value, mean + std * critic(batch.next_obs))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -33,6 +33,7 @@ class BatchedEnv(Protocol):
 
     spec: Spec
     count: int  # E
+    device: str | torch.device  # of all its tensors
     resumes: bool  # whether load_state_dict restores the episodes under way; where not, `reset` is to follow it
 
     def reset(self) -> Tensor: ...  # (E, obs) of new episodes
@@ -106,16 +107,16 @@ class Copies:
 
     resumes = False
 
-    def __init__(self, env: str | Callable[[], Any], count: int, seed: int = 0):
+    def __init__(self, env: str | Callable[[], Any], count: int, seed: int = 0, device: str | torch.device = "cpu"):
         self.envs = [make(env) if isinstance(env, str) else check("the environment's factory", env()) for _ in range(count)]
-        self.count, self.seed, self.begun = count, seed, [0] * count
+        self.count, self.seed, self.device, self.begun = count, seed, device, [0] * count
         first = self.envs[0]
         self.shape = first.action_space.shape
         env_id = env if isinstance(env, str) else getattr(first.spec, "id", None)
         self.spec = Spec(spaces.from_gym(first.observation_space), spaces.from_gym(first.action_space), env_id)
 
     def reset(self) -> Tensor:
-        return _rows([self._begin(i) for i in range(self.count)])
+        return self._rows([self._begin(i) for i in range(self.count)])
 
     def _begin(self, i: int) -> np.ndarray:
         seed = generator(self.seed, f"episode/{i}", self.begun[i]).initial_seed() % 2**31
@@ -124,8 +125,10 @@ class Copies:
 
     def step(self, action: Tensor) -> Stepped:
         columns = [self._one(i, each) for i, each in enumerate(action.cpu().numpy())]
-        obs, reward, terminated, truncated, next_obs = zip(*columns)
-        return Stepped(_rows(obs), _rows(reward), torch.tensor(terminated), torch.tensor(truncated), _rows(next_obs))
+        return Stepped(*(self._rows(column) for column in zip(*columns)))
+
+    def _rows(self, values: Sequence[Any]) -> Tensor:
+        return torch.from_numpy(np.stack(values)).to(self.device)
 
     def _one(self, i: int, action: np.ndarray) -> tuple[Any, ...]:
         given = int(action) if isinstance(self.spec.action, spaces.Discrete) else action.reshape(self.shape)
@@ -147,7 +150,3 @@ class Copies:
 
 def _flat(obs: Any) -> np.ndarray:
     return np.array(obs, np.float32).reshape(-1)  # a copy: some environments write the next observation into the same array
-
-
-def _rows(values: Any) -> Tensor:
-    return torch.from_numpy(np.stack(values))

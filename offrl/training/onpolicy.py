@@ -32,15 +32,15 @@ class OnPolicy:
         action = env.spec.action
         self.kind = (Normal if isinstance(action, Box) else Uniform)((env.count, action.size))
         self.obs: Tensor | None = None  # (E, obs); none: episodes are to begin
-        self.env_steps, self.length, self.total = 0, torch.zeros(env.count), torch.zeros(env.count)
+        self.env_steps = 0
         self.ended: tuple[int, Tensor, Tensor] | None = None  # of the last rollout in which any did: episodes, mean length, mean return
 
     def __call__(self, step: int, act: Act) -> list[Transitions]:
         with torch.no_grad():
             if self.obs is None:
                 self.obs = self.env.reset()
-                self.length, self.total = (torch.zeros(self.env.count, device=self.obs.device) for _ in range(2))
-            noise = draw(self.kind, self.steps, generator(self.seed, "act", step, self.obs.device))
+                self.length, self.total = (torch.zeros(self.env.count, device=self.env.device) for _ in range(2))
+            noise = draw(self.kind, self.steps, generator(self.seed, "act", step, self.env.device))
             rows, ended = zip(*(self._step(act, each) for each in noise))
         self.env_steps += self.batch_size
         lengths, totals = (torch.cat(column) for column in zip(*ended))
@@ -91,4 +91,4 @@ class OnPolicy:
         if "ended" in state:
             self.ended = int(state["ended"]["episodes"]), state["ended"]["length"], state["ended"]["total"]
         if self.env.resumes:
-            self.obs, self.length, self.total = state["obs"], state["length"], state["total"]
+            self.obs, self.length, self.total = (state[name].to(self.env.device) for name in ("obs", "length", "total"))

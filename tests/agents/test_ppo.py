@@ -12,7 +12,7 @@ import torch
 from stubs import draws, rollout, spec, start, stubbed
 from torch import nn
 
-from offrl.agents.ppo import PPO, Rows
+from offrl.agents.ppo import PPO
 from offrl.core.space import Box, Discrete
 from offrl.core.tree import flatten
 from offrl.core.types import Spec, Transitions
@@ -249,6 +249,19 @@ def test_steps_end_where_the_policy_has_gone_too_far():
     assert difference(one, free) > 1e-4
 
 
+def test_ended_steps_are_not_taken_up_again():
+    """Though another part of the rollout shows less of a divergence."""
+    agent, divergences = ppo(epochs=2, minibatches=2, target_kl=0.5), iter([0.0, 0.7, 0.1, 0.0])
+
+    def step(state, rows):
+        params = {group: {k: leaf + 1 for k, leaf in tree.items()} for group, tree in state["params"].items()}
+        return state | {"params": params}, {"actor/kl": torch.tensor(next(divergences))}
+
+    agent.step, state = step, start(agent)
+    after, _ = agent.update(state, [discrete_rollout()], draws(agent, 24))
+    assert difference(after["params"], state["params"]) == pytest.approx(1)  # one step of four
+
+
 def test_rates_fall_to_zero_and_gradients_are_cut():
     agent = ppo(lr_steps=10.0, actor_lr=1e-3, max_grad_norm=0.01)
     rates = [float(agent.learning_rate("actor", torch.tensor(float(n)))) for n in (1, 6, 11, 99)]
@@ -326,9 +339,11 @@ def test_acting():
     assert choice.act(state, obs).tolist() == [p.argmax()] * 5
 
 
-def test_rows_are_named_as_they_are_flattened():
-    _, rows = ppo().judge(start(ppo()), discrete_rollout())
-    assert isinstance(rows, Rows) and all(len(column) == 24 for column in rows)
+def test_what_is_no_rollout_is_refused():
+    batch = discrete_rollout()
+    for wrong in (batch._replace(truncated=None), batch._replace(reward=batch.obs)):
+        with pytest.raises(ValueError, match="PPO learns from rollouts"):
+            ppo().update(start(ppo()), [wrong], draws(ppo(), 24))
 
 
 # Tasks with known answers

@@ -21,7 +21,7 @@ from offrl.training.onpolicy import OnPolicy
 class Counting:
     """Environment i shows (i, steps of the episode); its episodes end after i + 2 steps, by a time limit where i is odd."""
 
-    spec, count, resumes = Spec(Box.of(2), Box.of(1, -1, 1)), 3, True
+    spec, count, device, resumes = Spec(Box.of(2), Box.of(1, -1, 1)), 3, "cpu", True
 
     def __init__(self, objectives: int = 0):
         self.objectives, self.given = objectives, []
