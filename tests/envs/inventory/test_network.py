@@ -83,11 +83,15 @@ def test_items_are_scenarios_and_parquet_is_as_good_as_csv(tmp_path):
 
 
 def test_stores_keep_their_demand_whatever_the_order(tmp_path):
+    """Of the rows, and of the file's nodes: a store that the supplier serves itself goes before those behind a warehouse."""
     path = write(
         tmp_path,
         table=[f"{day},{shop},{(100 if shop == 'north' else 0) + t}" for shop in ("south", "north") for t, day in enumerate(WEEKS)],
     )
     assert load(path).history.demand.tolist() == [[[100, 101, 102, 103], [0, 1, 2, 3]]]
+    table = (tmp_path / "demand.csv").read_text().split()[1:]
+    network, history = load(write(tmp_path, broken(edge(2, **{"from": "supplier"})), table))
+    assert network.stores == history.stores == ("south", "north") and history.demand[0, 1].tolist() == [100, 101, 102, 103]
 
 
 def broken(change):

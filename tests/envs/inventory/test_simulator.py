@@ -173,24 +173,24 @@ def test_units_scale(unmet):
 
 
 def test_costs_by_hand():
-    """Two periods of one warehouse and one store: 10 and 4 on hand, 6 asked for and shipped, demand 5, then 7."""
+    """Two periods of one warehouse and one store: 10 and 4 on hand, 6 asked for and shipped, demand 5, then 6.5."""
     nodes = {"w": {"holding": 0.5}, "s": {"kind": "store", "holding": 1, "underage": 9}}
     edges = [{"from": "supplier", "to": "w", "lead_time": 2, "procurement": 2.0}, {"from": "w", "to": "s", "lead_time": 1}]
     initial = torch.tensor([[[10.0, 0.0], [4.0, 1.0]]])
     for unmet, objective, underage, holding in (
-        ("lost", "cost", [9 * 1, 0], [0, 0]),
-        ("backlog", "cost", [9 * 1, 9 * 1], [0, 0]),
-        ("lost", "profit", [-9 * 4, -9 * 7], [0, 0]),
+        ("lost", "cost", [9 * 1, 0], [0, 0.5]),
+        ("backlog", "cost", [9 * 1, 9 * 0.5], [0, 0]),
+        ("lost", "profit", [-9 * 4, -9 * 6.5], [0, 0.5]),
     ):
         network = Network.of(nodes, edges, unmet, objective)
-        given = scenario(network, torch.tensor([[[5.0, 7.0]]]), initial=initial)
+        given = scenario(network, torch.tensor([[[5.0, 6.5]]]), initial=initial)
         made = rollout(Simulator(network), lambda obs: torch.tensor([[3.0, 6.0]]), given, trajectory=True)
         cost = made.trajectory.cost
         assert cost.underage[0, :, 0].tolist() == underage
         assert cost.holding[0].tolist() == [[0.5 * 4, holding[0]], [0.5 * 0, holding[1]]]  # the second order of 6 finds 4
         assert cost.procurement[0].tolist() == [[6, 0], [6, 0]]
         assert made.inventory[0, 0].tolist() == [3, 3]
-        assert made.inventory[0, 1].tolist() == [4 + (-1 if unmet == "backlog" else 0), 0]
+        assert made.inventory[0, 1].tolist() == [4 + (-0.5 if unmet == "backlog" else 0.5), 0]
         assert float(made.total) == pytest.approx(sum(underage) + sum(holding) + 2 + 12)
 
 
