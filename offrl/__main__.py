@@ -19,6 +19,7 @@ from offrl.core.interrupt import EXIT_DIVERGED, EXIT_INTERRUPTED
 from offrl.core.lock import LockError
 from offrl.core.log import LogError
 from offrl.data.dataset import DataError
+from offrl.envs.inventory.faults import NetworkError
 from offrl.envs.make import EnvError
 from offrl.envs.render import RenderError
 from offrl.recipes.config import recipes
@@ -27,7 +28,7 @@ from offrl.training.hooks import Diverged, Interrupted
 from offrl.training.run import RunError
 
 REFUSALS = (
-    ConfigError, DataError, RunError, CheckpointError, LockError, LogError, EnvError, RenderError, EvaluationError,
+    ConfigError, DataError, RunError, CheckpointError, LockError, LogError, EnvError, NetworkError, RenderError, EvaluationError,
     KeyError, TypeError, ImportError, OSError,
 )  # fmt: skip
 COMMANDS = {
@@ -37,6 +38,7 @@ COMMANDS = {
     "export": "offrl.cli.policy:export",
     "bench": "offrl.cli.bench:main",
     "data": "offrl.cli.data:main",
+    "hdpo": "offrl.cli.hdpo:main",
 }
 USAGE = """offrl COMMAND
 
@@ -51,6 +53,9 @@ USAGE = """offrl COMMAND
   data info DATASET      what is in a dataset
   data check DATASET     what is wrong with a dataset
   data convert DATASET OUT    write it in another format; likewise data merge, split, subset
+  train hdpo NETWORK     train an ordering policy for a supply network: a setting's name or a YAML file
+  hdpo check FILE        what is wrong with a network's file
+  hdpo solve SETTING     what is known of a setting's least cost
 
 DATASET is an id or a path (HDF5, NPZ, CSV, Parquet, a Minari folder). `offrl COMMAND --help` lists the flags of a command."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -85,7 +86,14 @@ def called(command: str, arguments: Sequence[str]) -> tuple[str, str, list[str],
     return recipe, dataset, flags, common.resolve(recipe, common.name_of(dataset), next(iter(values_of(flags, "--preset")), None))
 
 
+# recipes that train on something else than a dataset have a command of their own
+APART = {"hdpo": "offrl.cli.hdpo:train"}
+
+
 def train(arguments: Sequence[str]) -> None:
+    if arguments and arguments[0] in APART:
+        module, _, function = APART[arguments[0]].partition(":")
+        return getattr(import_module(module), function)(arguments[1:])
     recipe, dataset, flags, config = called("train", arguments)
     if url := values_of(flags, "--from-study"):
         layer, where = from_study(url[0], recipe, next(iter(values_of(flags, "--study")), None))

@@ -10,6 +10,7 @@ by what has to flow along each edge; 3. the graph network's first layers see nod
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -138,3 +139,25 @@ class GraphPolicy(nn.Module):
         asked = (inner @ self.leaves.to(inner)).index_add(1, self.wiring.keeper, keep)
         scale = (inventory[:, : net.W, 0] / (asked + TINY)).clamp_max(1)
         return torch.cat([outside, inner * scale[:, self.source]], 1)
+
+
+def side_by_side(graphs: Sequence[tuple[Tensor, Tensor, Wiring]]) -> tuple[Tensor, Tensor, Wiring, list[tuple[int, int]]]:
+    """Batches of different networks as one graph without batch axes, as torch-geometric makes its batches.
+
+    graphs: node features (B, N, F), edge features (1|B, edges, F) and wiring of each network. Returns the arguments of `GNN.orders`, and
+    for each network how its share of what that gives is to be shaped: (B, len(out)).
+    """
+    nodes, edges, parts, shapes = [], [], [], []
+    total = sum(x.shape[0] * x.shape[1] for x, _, _ in graphs)
+    first_node = first_edge = 0
+    for x, e, wiring in graphs:
+        rows, count, width = len(x), x.shape[1], len(wiring.source)
+        e = F.pad(e, (0, 0, 0, width - e.shape[1])).expand(rows, -1, -1)
+        shift = first_node + count * torch.arange(rows)[:, None]
+        ends = [torch.where(end == count, total, end + shift).flatten() for end in (wiring.source, wiring.target)]
+        out = (wiring.out + first_edge + width * torch.arange(rows)[:, None]).flatten()
+        nodes.append(x.flatten(0, 1)), edges.append(e.flatten(0, 1)), parts.append(Wiring(*ends, out, wiring.keeper))
+        shapes.append((rows, len(wiring.out)))
+        first_node, first_edge = first_node + rows * count, first_edge + rows * width
+    joined = Wiring(*(torch.cat(column) for column in zip(*parts)))
+    return torch.cat(nodes), torch.cat(edges), joined, shapes

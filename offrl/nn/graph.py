@@ -1,0 +1,75 @@
+"""Message passing on a directed graph's nodes and edges with one set of weights for all (Alvo et al., arXiv 2306.11246, section 4).
+
+A graph is a flat list of edges, source and target (E,), and features of nodes (..., N, F) and edges (..., E, F) under any leading axes: a
+batch of scenarios of one network, or, without leading axes, a ragged batch of networks put side by side, as torch-geometric does it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Perceptron(nn.Module):
+    """(..., inputs) -> (..., width): two hidden layers, and ELU after every one, the last among them."""
+
+    def __init__(self, inputs: int, width: int):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(a, width) for a in (inputs, width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = F.elu(layer(x))
+        return x
+
+
+class OfEdge(nn.Module):
+    """A perceptron of [edge, source, target]. Nodes go through the first layer before they are gathered: there are fewer of them."""
+
+    def __init__(self, edge: int, width: int):
+        super().__init__()
+        self.edge = nn.Linear(edge, width)
+        self.source, self.target = (nn.Linear(width, width, bias=False) for _ in range(2))
+        self.rest = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
+
+    def forward(self, edge: Tensor, node: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        ends = (F.pad(layer(node), (0, 0, 0, 1)).index_select(-2, end) for layer, end in ((self.source, source), (self.target, target)))
+        x = self.edge(edge) + next(ends) + next(ends)
+        for layer in self.rest:
+            x = layer(F.elu(x))
+        return F.elu(x)
+
+
+class GraphNet(nn.Module):
+    """Node features (..., N, node), edge features (..., E, edge), source and target (E,) -> edge embeddings (..., len(out), width).
+
+    An end that is N is outside: its embedding is 0 and nothing is sent to it. In a round nodes read the sums of the edges that enter and
+    of those that leave them, each divided by the root of their number; then edges read their ends. The same weights serve every round.
+    out: indices of the edges whose embedding is wanted; the others do not take part in the last step.
+    """
+
+    def __init__(self, node: int, edge: int, width: int = 32, rounds: int = 1):
+        super().__init__()
+        self.rounds = rounds
+        self.first_node, self.first_edge = Perceptron(node, width), OfEdge(edge, width)
+        self.node, self.edge = Perceptron(3 * width, width), OfEdge(width, width)
+
+    def forward(self, nodes: Tensor, edges: Tensor, source: Tensor, target: Tensor, out: Tensor) -> Tensor:
+        count = nodes.shape[-2]
+        node = self.first_node(nodes)
+        edge = self.first_edge(edges, node, source, target)
+        for i in range(self.rounds):
+            entering, leaving = (_summed(edge, end, count) for end in (target, source))
+            node = node + self.node(torch.cat([node, entering, leaving], -1))
+            if i == self.rounds - 1:
+                edge, source, target = edge.index_select(-2, out), source[out], target[out]
+            edge = edge + self.edge(edge, node, source, target)
+        return edge
+
+
+def _summed(edge: Tensor, end: Tensor, count: int) -> Tensor:
+    """(..., count, width): the sum of the edges at each node, divided by the root of their number."""
+    degree = edge.new_zeros(count + 1).index_add(0, end, edge.new_ones(len(end)))
+    sums = edge.new_zeros(*edge.shape[:-2], count + 1, edge.shape[-1]).index_add(-2, end, edge)
+    return (sums * degree.clamp_min(1).rsqrt()[:, None])[..., :count, :]
