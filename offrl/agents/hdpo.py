@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from offrl.core.config import Log, Range
 from offrl.core.types import Metrics, State
 from offrl.envs.inventory.network import Network
-from offrl.envs.inventory.neural import GNN, GraphPolicy, MLPPolicy
+from offrl.envs.inventory.neural import GNN, GraphPolicy, MLPPolicy, in_units
 from offrl.envs.inventory.scenario import Observation, Scenario
 from offrl.envs.inventory.simulator import Simulator
 from offrl.nn.descend import adam, adam_init, clip_norm
@@ -94,7 +94,7 @@ class HDPO:
 
     def cost(self, params: dict[str, Tensor], scenario: Scenario) -> Tensor:
         """(B,) cost for each period and store, of all periods, differentiable."""
-        periods = scenario.demand.shape[-1]
+        (scenario, unit, price), periods = in_units(scenario), scenario.demand.shape[-1]
 
         def simulate(inventory: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
             total = inventory.new_zeros(len(inventory))
@@ -111,7 +111,7 @@ class HDPO:
             for t in range(0, periods, segment):
                 inventory, cost = checkpoint(simulate, inventory, t, min(t + segment, periods), use_reentrant=False)
                 total = total + cost
-        return total / (periods * self.network.S)
+        return total * (unit * price).squeeze(1) / (periods * self.network.S)
 
     def update(self, state: State, batches: list[Scenario], noise: list[dict[str, Tensor]]) -> tuple[State, Metrics]:
         (scenario,), moments = batches, state["adam"]["policy"]
@@ -128,4 +128,5 @@ class HDPO:
 
     def act(self, state: State, obs: Observation) -> Tensor:
         """Desired orders (B, E)."""
-        return functional_call(self.policy, state["params"]["policy"], (obs,))
+        obs, unit, _ = in_units(obs)
+        return functional_call(self.policy, state["params"]["policy"], (obs,)) * unit

@@ -1,7 +1,7 @@
 """Neural ordering policies: a perceptron for one network, and a graph network whose weights serve any (Alvo et al., arXiv 2306.11246).
 
-Both see quantities in units of the network's mean demand and costs in units of its mean underage cost, and order in the former: a network
-in other units is ordered for alike. What a node ships beyond its stock the simulator rations.
+They are for observations `in_units` and order in these: a network in other units is ordered for alike. What a node ships beyond its stock
+the simulator rations.
 
 Deviations from the released code: 1. these units; 2. the perceptron's orders are rationed in proportion, not by a softmax, and are scaled
 by what has to flow along each edge; 3. the graph network's first layers see nodes before they are gathered, which is the same function.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,12 +25,17 @@ ONE = math.log(math.e - 1)  # whose softplus is 1
 TINY = 1e-10
 
 
-def in_units(obs: Observation) -> tuple[Observation, Tensor]:
-    """The observation in units of mean demand and mean underage cost, and the unit of quantities (1|B, 1)."""
-    unit, price = obs.mean.mean(1, keepdim=True), obs.values.underage.mean(1, keepdim=True)
-    values = obs.values._replace(**{name: getattr(obs.values, name) / price for name in ("holding", "underage", "procurement")})
-    quantities = {"inventory": obs.inventory / unit[..., None], "past": obs.past / unit[..., None]}
-    return obs._replace(values=values, mean=obs.mean / unit, std=obs.std / unit, **quantities), unit
+def in_units(given: Any) -> tuple[Any, Tensor, Tensor]:
+    """A Scenario or an Observation in units of the stores' mean demand and of their mean underage cost, and these units (1|B, 1).
+
+    Orders in units for it are the orders of the same policy for what was given, divided by the unit; costs, divided by both.
+    """
+    unit, price = given.mean.mean(1, keepdim=True), given.values.underage.mean(1, keepdim=True)
+    costs = {name: getattr(given.values, name) / price for name in ("holding", "underage", "procurement")}
+    scaled: dict[str, Any] = {name: getattr(given, name) / unit for name in ("mean", "std")}
+    scaled |= {name: getattr(given, name) / unit[..., None] for name in ("inventory", "initial", "demand", "past") if hasattr(given, name)}
+    values = given.values._replace(**costs, capacity=given.values.capacity / unit)
+    return given._replace(values=values, **scaled), unit, price
 
 
 class MLPPolicy(nn.Module):
@@ -47,11 +52,10 @@ class MLPPolicy(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:]))
 
     def forward(self, obs: Observation) -> Tensor:
-        obs, unit = in_units(obs)
         x = obs.flat() if self.everything else obs.inventory.flatten(1)
         for layer in self.layers[:-1]:
             x = F.elu(layer(x))
-        return F.softplus(self.layers[-1](x) + ONE) * self.flow.to(x) * unit
+        return F.softplus(self.layers[-1](x) + ONE) * self.flow.to(x)
 
 
 def flow(network: Network) -> list[float]:
@@ -101,16 +105,15 @@ class GNN(nn.Module):
         self.net = GraphNet(slots + 4 + window + calendar, 2, width, rounds)
         self.last, self.head = Perceptron(width, width), nn.Linear(width, 1)
 
-    def features(self, obs: Observation) -> tuple[Tensor, Tensor, Tensor]:
-        """Node features (B, N, ...), edge features (B, edges, 2) and the unit of quantities (1|B, 1)."""
+    def features(self, obs: Observation) -> tuple[Tensor, Tensor]:
+        """Node features (B, N, ...) and edge features (1|B, edges, 2)."""
         missing = self.slots - obs.inventory.shape[-1]
         if missing < 0:
             raise ValueError(f"the policy knows {self.slots} inventory slots; the network has {obs.inventory.shape[-1]}")
-        obs, unit = in_units(obs._replace(inventory=F.pad(obs.inventory, (0, missing))))
-        return obs.node_features(), obs.edge_features(), unit
+        return obs._replace(inventory=F.pad(obs.inventory, (0, missing))).node_features(), obs.edge_features()
 
     def orders(self, nodes: Tensor, edges: Tensor, wiring: Wiring) -> Tensor:
-        """(..., len(wiring.out)): what is wanted along the edges that are asked for, in units."""
+        """(..., len(wiring.out)): what is wanted along the edges that are asked for."""
         edges = F.pad(edges, (0, 0, 0, len(wiring.source) - edges.shape[-2]))
         edge = self.net(nodes, edges.expand(*nodes.shape[:-2], -1, -1), wiring.source, wiring.target, wiring.out)
         return F.softplus(self.head(self.last(edge)).squeeze(-1) + ONE)
@@ -126,8 +129,7 @@ class GraphPolicy(nn.Module):
         self.source, self.leaves = source, F.one_hot(source, network.W) if network.W else None
 
     def forward(self, obs: Observation) -> Tensor:
-        nodes, edges, unit = self.gnn.features(obs)
-        return self.rationed(self.gnn.orders(nodes, edges, self.wiring) * unit, obs.inventory)
+        return self.rationed(self.gnn.orders(*self.gnn.features(obs), self.wiring), obs.inventory)
 
     def rationed(self, wanted: Tensor, inventory: Tensor) -> Tensor:
         """What is wanted along the network's edges and, behind them, what is to be kept, as orders (B, E) that there is stock for."""
