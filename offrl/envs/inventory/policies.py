@@ -137,19 +137,20 @@ class JustInTime:
         price, time = (column.double().mean(0).tolist() for column in (values.procurement, values.lead_time))
         first, second = (price, time) if path == "cheapest" else (time, price)  # the second decides between equals
         pairs = [(edge, store) for store in range(network.W, network.N) for edge in _path(network, list(zip(first, second)), store)]
-        self.edge, self.store = (torch.tensor(column) for column in zip(*((e, s - network.W) for e, s in pairs)))
-        ahead, at = torch.zeros(len(values.lead_time), len(pairs), dtype=torch.int64), {}
+        device = scenario.demand.device
+        self.edge, self.store = torch.tensor([(e, s - network.W) for e, s in pairs], device=device).T
+        ahead, at = values.lead_time.new_zeros(len(values.lead_time), len(pairs)), {}
         for i, (edge, store) in enumerate(pairs):  # paths are listed from the store up
             at[store] = at.get(store, 0) + values.lead_time[:, edge]
             ahead[:, i] = at[store]
-        self.ahead, self.last = ahead, torch.tensor([network.ends[edge][1] >= network.W for edge, _ in pairs])
+        self.ahead, self.last = ahead, torch.tensor([network.ends[edge][1] >= network.W for edge, _ in pairs], device=device)
         self.demand = F.pad(scenario.demand, (0, int(ahead.max()) + 1), mode="replicate")
 
     def __call__(self, obs: Observation) -> Tensor:
         rows = len(obs.inventory)
-        ahead = self.ahead.expand(rows, -1)
-        needed = self.demand[torch.arange(rows)[:, None], self.store, obs.t + ahead]
-        spare = self._left(obs)[torch.arange(rows)[:, None], self.store, ahead.clamp_max(obs.inventory.shape[-1])]
+        row, ahead = torch.arange(rows, device=self.edge.device)[:, None], self.ahead.expand(rows, -1)
+        needed = self.demand[row, self.store, obs.t + ahead]
+        spare = self._left(obs)[row, self.store, ahead.clamp_max(obs.inventory.shape[-1])]
         needed = torch.where(self.last, (needed - spare).clamp_min(0), needed)
         return needed.new_zeros(rows, self.network.E).index_add(1, self.edge, needed)
 

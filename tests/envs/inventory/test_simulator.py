@@ -137,6 +137,18 @@ def test_feasible_orders_pass_untouched_with_a_gradient_of_one():
     torch.testing.assert_close(gradient, torch.full_like(share, 0.3))
 
 
+@pytest.mark.parametrize("hub", [False, True])
+def test_gradients_are_finite_where_nothing_is_asked_for_or_nothing_is_there(hub):
+    network = crossed(hub=hub)
+    values = demands(network, 3).values
+    for there in (0.0, 1.0):
+        for asked in (0.0, 1e-30, 1.0):
+            stock = torch.full((3, network.N, 6), there, requires_grad=True)
+            order = torch.full((3, network.E), asked, requires_grad=True)
+            gradients = torch.autograd.grad(Simulator(network).ship(stock, order, values).square().sum(), (stock, order), allow_unused=True)
+            assert all(gradient.isfinite().all() for gradient in gradients)
+
+
 def test_scarce_stock_goes_out_in_proportion():
     network = crossed()
     stock = torch.zeros(1, network.N, 6)
