@@ -310,6 +310,14 @@ def test_the_scale_of_rewards_does_not_matter():
     assert max((params[0][key] - params[1][key]).abs().max() for key in params[0]) < 1e-6
 
 
+def test_returns_that_are_all_the_same_are_no_trouble():
+    agent = PPO(PPO.Config(hidden=(8,), epochs=2, minibatches=2), CHOICE)
+    state = start(agent)
+    state["params"]["critic"] = {key: torch.zeros_like(leaf) for key, leaf in state["params"]["critic"].items()}
+    state, metrics = agent.update(state, [discrete_rollout(reward=1, mask=0)], draws(agent, 24))
+    assert all(torch.isfinite(leaf).all() for leaf in (*flatten(state).values(), *metrics.values()))
+
+
 def test_the_density_is_that_of_the_normaliser_that_acted():
     """Observations are counted after the steps: the first ratio is 1, whatever the rollout shows."""
     agent = ppo(normalize_obs=True)

@@ -17,13 +17,16 @@ gym = pytest.importorskip("gymnasium")
 
 
 class Short(gym.Env):
-    """Shows (its reset's seed, steps) in an array that it writes into; ends after three steps, by a limit where the action is positive."""
+    """Shows (its reset's seed, steps) in one array that it writes into; ends after three steps, by a limit where the action is positive."""
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
     action_space = gym.spaces.Box(-1, 1, (1, 2), np.float32)
 
+    def __init__(self):
+        self.obs = np.zeros(2, np.float32)
+
     def reset(self, seed=None, options=None):
-        self.obs = np.array([seed, 0.0], np.float32)
+        self.obs[:] = seed, 0
         return self.obs, {}
 
     def step(self, action):
