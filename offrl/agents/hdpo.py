@@ -20,7 +20,7 @@ from offrl.envs.inventory.network import Network
 from offrl.envs.inventory.neural import GNN, GraphPolicy, MLPPolicy, in_units
 from offrl.envs.inventory.scenario import Observation, Scenario
 from offrl.envs.inventory.simulator import Simulator
-from offrl.nn.descend import adam, adam_init, clip_norm
+from offrl.nn.descend import adam, adam_init, clip_norm, cosine
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Config:
     """Rounds of messages of a graph network."""
     lr: Annotated[float, Log(1e-5, 1.0)] = 3e-3
     """Learning rate of Adam."""
+    lr_steps: Annotated[float | None, Range(1)] = None
+    """Steps over which the rate falls to 0 along a cosine; none: it stays."""
     clip: Annotated[float | None, Range(0, 1000)] = None
     """Largest norm of the gradient; none: as it is."""
     segment: Annotated[int | None, Range(1)] = None
@@ -122,7 +124,8 @@ class HDPO:
         norm = torch.stack([grad.square().sum() for grad in grads.values()]).sum().sqrt()
         if self.config.clip is not None:
             grads = clip_norm(grads, self.config.clip)
-        params, moments = adam(state["params"]["policy"], grads, moments, self.config.lr)
+        lr = self.config.lr if self.config.lr_steps is None else cosine(moments["count"], self.config.lr, self.config.lr_steps)
+        params, moments = adam(state["params"]["policy"], grads, moments, lr)
         metrics = {"policy/cost": loss.detach(), "policy/gradient_norm": norm}
         return {"params": {"policy": params}, "adam": {"policy": moments}}, metrics
 
