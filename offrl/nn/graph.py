@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Perceptron(nn.Module):
-    """(..., inputs) -> (..., width): two hidden layers, and ELU after every one, the last among them."""
+    """(..., inputs) -> (..., width): two hidden layers, and SiLU after every one, the last among them."""
 
     def __init__(self, inputs: int, width: int):
         super().__init__()
@@ -20,7 +20,7 @@ class Perceptron(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
-            x = F.elu(layer(x))
+            x = F.silu(layer(x))
         return x
 
 
@@ -37,8 +37,8 @@ class OfEdge(nn.Module):
         ends = (F.pad(layer(node), (0, 0, 0, 1)).index_select(-2, end) for layer, end in ((self.source, source), (self.target, target)))
         x = self.edge(edge) + next(ends) + next(ends)
         for layer in self.rest:
-            x = layer(F.elu(x))
-        return F.elu(x)
+            x = layer(F.silu(x))
+        return F.silu(x)
 
 
 class GraphNet(nn.Module):

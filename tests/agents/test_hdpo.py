@@ -74,7 +74,7 @@ def test_recomputed_segments_give_the_same_gradient(segment):
 @pytest.mark.parametrize("policy", ["mlp", pytest.param("gnn", marks=pytest.mark.slow)])
 def test_a_compiled_period_is_the_period(policy, backend):
     agent, given = example(policy=policy)
-    compiled = HDPO(agent.config, agent.network, agent.shape, backend)
+    compiled = HDPO(agent.config, ManyWarehouses(train=SMALL).problem().network, agent.shape, backend)
     states = [torch.no_grad()(each.update)(each.init(0), [given], [{}]) for each in (agent, compiled)]
     torch.testing.assert_close(*states, rtol=1e-4, atol=1e-5)
 

@@ -13,14 +13,14 @@ SOURCE, TARGET, OUT = [3, 0, 0, 1, 1], [0, 1, 2, 3, 1], [0, 2, 4]  # of three no
 def written_out(net, nodes, edges):
     def perceptron(layers, x):
         for layer in layers:
-            x = F.elu(F.linear(x, layer.weight, layer.bias))
+            x = F.silu(F.linear(x, layer.weight, layer.bias))
         return x
 
     def of_edge(part, edge, a, b):
         x = part.edge(edge) + part.source(a) + part.target(b)
         for layer in part.rest:
-            x = layer(F.elu(x))
-        return F.elu(x)
+            x = layer(F.silu(x))
+        return F.silu(x)
 
     node = [perceptron(net.first_node.layers, x) for x in nodes] + [torch.zeros(4, dtype=nodes.dtype)]
     edge = [of_edge(net.first_edge, x, node[a], node[b]) for x, a, b in zip(edges, SOURCE, TARGET)]

@@ -4,7 +4,8 @@ They are for observations `in_units` and order in these: a network in other unit
 the simulator rations.
 
 Deviations from the released code: 1. these units; 2. the perceptron's orders are rationed in proportion, not by a softmax, and are scaled
-by what has to flow along each edge; 3. the graph network's first layers see nodes before they are gathered, which is the same function.
+by what has to flow along each edge; 3. the graph network's first layers see nodes before they are gathered, which is the same function;
+4. SiLU in the place of ELU, which takes a CPU three times as long.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class MLPPolicy(nn.Module):
     def forward(self, obs: Observation) -> Tensor:
         x = obs.flat() if self.everything else obs.inventory.flatten(1)
         for layer in self.layers[:-1]:
-            x = F.elu(layer(x))
+            x = F.silu(layer(x))
         return F.softplus(self.layers[-1](x) + ONE) * self.flow.to(x)
 
 

@@ -28,7 +28,7 @@ class Simulator:
     """The periods of a network, as pure functions of tensors; it holds the topology and nothing that changes."""
 
     def __init__(self, network: Network, device: str | torch.device = "cpu"):
-        self.network, self.device = network, torch.device(device)
+        self.network, self.device, self.capacitated = network, torch.device(device), network.capacitated
         source, target = torch.tensor(network.ends, device=device).T
         self.target, self.source = target, source[network.K :]
         self.leaves = F.one_hot(self.source, network.W).float() if network.W else None  # (inner edges, W)
@@ -53,7 +53,7 @@ class Simulator:
         Orders that are feasible come back as they are, with a gradient of one.
         """
         net, order = self.network, order.clamp_min(0)
-        if net.capacitated:
+        if self.capacitated:
             order = torch.minimum(order, values.capacity.to(order.dtype))
         if net.W == 0:
             return order
