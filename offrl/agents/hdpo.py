@@ -18,6 +18,7 @@ from offrl.core.config import Log, Range
 from offrl.core.types import Metrics, State
 from offrl.envs.inventory.network import Network
 from offrl.envs.inventory.neural import GNN, GraphPolicy, MLPPolicy, in_units
+from offrl.envs.inventory.policies import classical
 from offrl.envs.inventory.scenario import Observation, Scenario
 from offrl.envs.inventory.simulator import Simulator
 from offrl.nn.descend import adam, adam_init, clip_norm, cosine
@@ -25,8 +26,9 @@ from offrl.nn.descend import adam, adam_init, clip_norm, cosine
 
 @dataclass(frozen=True)
 class Config:
-    policy: Literal["mlp", "data_driven", "gnn"] = "mlp"
-    """mlp: a perceptron of all inventories; data_driven: of all that is observed; gnn: a graph network, for networks of any shape."""
+    policy: Literal["mlp", "data_driven", "gnn", "base_stock", "capped_base_stock", "echelon_stock"] = "mlp"
+    """mlp: a perceptron of all inventories; data_driven: of all that is observed; gnn: a graph network, for networks of any shape; the
+    others learn levels that are ordered up to, where every node has one supplier."""
     hidden: tuple[int, ...] = (32, 32)
     """Widths of the hidden layers of a perceptron."""
     width: Annotated[int, Range(1, 1024)] = 32
@@ -75,7 +77,9 @@ class HDPO:
         c, shape = self.config, self.shape
         if c.policy == "gnn":
             return GraphPolicy(self.network, GNN(shape.slots, shape.window, shape.calendar, c.width, c.rounds))
-        return MLPPolicy(self.network, *shape, c.hidden, everything=c.policy == "data_driven")
+        if c.policy in ("mlp", "data_driven"):
+            return MLPPolicy(self.network, *shape, c.hidden, everything=c.policy == "data_driven")
+        return classical(c.policy, self.network)
 
     def init(self, seed: int) -> State:
         """A fresh state on the CPU in float32. The global generator is left as it was."""

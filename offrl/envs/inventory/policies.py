@@ -12,10 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from offrl.core.config import ConfigError
 from offrl.envs.inventory.faults import reached
 from offrl.envs.inventory.forecast import Forecast
-from offrl.envs.inventory.network import Network
+from offrl.envs.inventory.network import Network, Values
+from offrl.envs.inventory.neural import flow
 from offrl.envs.inventory.scenario import Observation, Scenario
+from offrl.envs.inventory.simulator import Simulator
 from offrl.nn.layers import MLP
 
 
@@ -24,16 +27,33 @@ def rounded(policy: Callable[[Observation], Tensor]) -> Callable[[Observation], 
     return lambda obs: policy(obs).round()
 
 
+def ship_whole(simulator: Simulator, inventory: Tensor, order: Tensor, values: Values) -> Tensor:
+    """What leaves on each edge (B, E) in whole units when `order` (B, E) is asked for, never more than a capacity or than there is.
+
+    What a node rations it deals out by largest remainders.
+    """
+    net, inventory = simulator.network, inventory.double()
+    wanted = torch.minimum(order.double().clamp_min(0).round(), values.capacity.double().floor())
+    shipped = simulator.ship(inventory, wanted, values) + 1e-9  # a third of 3 is to be 1
+    made = shipped.floor()
+    for node in range(net.W):
+        edges = torch.tensor([e for e, (source, _) in enumerate(net.ends) if source == node])
+        spare = (shipped - made)[:, edges]
+        rank = spare.argsort(dim=1, descending=True, stable=True).argsort(1)
+        made[:, edges] += rank < spare.sum(1, keepdim=True).add(1e-6).floor()
+    return made
+
+
 def _positive(value: Tensor) -> Tensor:
     """The x of softplus(x) = value."""
     return value + torch.log(-torch.expm1(-value))
 
 
 def _one_supplier(network: Network) -> Tensor:
-    """The target of each edge, where no node has two. Raises ValueError otherwise."""
+    """The target of each edge, where no node has two. Raises ConfigError otherwise."""
     targets = [target for _, target in network.ends]
     if len(set(targets)) < len(targets):
-        raise ValueError(f"{network.name}: a node has several suppliers, and a base-stock level does not say which of them to order from")
+        raise ConfigError(f"{network.name}: a node has several suppliers, and a base-stock level does not say which of them to order from")
     return torch.tensor(targets)
 
 
@@ -84,6 +104,19 @@ class EchelonStock(nn.Module):
 
     def forward(self, obs: Observation) -> Tensor:
         return (self.levels - obs.inventory.sum(-1) @ self.echelon.T).relu()[:, self.target]
+
+
+def classical(kind: Literal["base_stock", "capped_base_stock", "echelon_stock"], network: Network) -> BaseStock | EchelonStock:
+    """For observations `in_units`: levels begin with the mean demand through a node over its lead time and one period more, caps with
+    twice that of a period. Every node has one supplier (ConfigError).
+    """
+    edge = torch.argsort(_one_supplier(network))  # of each node
+    through = torch.tensor(flow(network))[edge]
+    cover = through * (network.values.lead_time.float().mean(0)[edge] + 1)
+    if kind == "echelon_stock":
+        echelons = ([b in reached([a], network.edges) for b in network.nodes] for a in network.nodes)
+        return EchelonStock(network, torch.stack([cover[torch.tensor(echelon)].sum() for echelon in echelons]))
+    return BaseStock(network, cover, 2 * through if kind == "capped_base_stock" else None)
 
 
 class Newsvendor(nn.Module):
