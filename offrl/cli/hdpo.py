@@ -1,4 +1,4 @@
-"""offrl train hdpo NETWORK, and offrl hdpo check, solve: inventory control."""
+"""offrl train hdpo NETWORK, and offrl hdpo check, solve, order: inventory control."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from offrl.cli.train import parse_seeds, values_of
 from offrl.core.config import ConfigError, nearest, validate
 from offrl.envs.inventory import files
 from offrl.envs.inventory.settings import SETTINGS
-from offrl.recipes import hdpo
+from offrl.envs.inventory.state import read_state, write_rows
+from offrl.recipes import hdpo, planner
 from offrl.training.run import read_json
 
 C = TypeVar("C")
+SHOWN = 40  # orders that are printed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,5 +92,40 @@ def _named(arguments: Sequence[str], usage: str) -> tuple[str, list[str]]:
     return ("one-store-lost", list(arguments)) if arguments[0].startswith("-") else (arguments[0], list(arguments[1:]))
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {"check": check, "solve": solve}
+@dataclass(frozen=True)
+class Order:
+    run: Annotated[Path, tyro.conf.Positional]
+    """The folder of a run of one seed."""
+    state: Path
+    """Today's stock, CSV or Parquet: columns node, arrives_in (0: on hand) and quantity, and item where there are several."""
+    demand: Path | None = None
+    """Past demand, a table like the network's own; that one, unless told otherwise."""
+    out: Path | None = None
+    """Also write the orders to this CSV file."""
+
+
+def order(arguments: Sequence[str]) -> None:
+    """What to order today."""
+    args = tyro.cli(Order, args=list(arguments), prog="offrl hdpo order", description="Orders for today from today's stock.")
+    policy = planner.load(args.run)
+    inventory = read_state(args.state, policy.network, policy.agent.shape.slots, policy.items)
+    past = policy.past(args.demand) if policy.sees_past else None
+    rows = policy.rows(policy.orders(inventory, past))
+    period = policy.period or "period"
+    if past is not None:
+        out.print(f"orders for the {period} of {past.date}, after {policy.agent.shape.window} {period}s of demand")
+    shown = [row for row in rows if row[3]]
+    for item, source, target, quantity, periods in shown[:SHOWN]:
+        of = f"{item}: " if item else ""
+        out.print(f"  {of}{source} -> {target}: {quantity:,}, arrives in {periods} {period}{'s' * (periods > 1)}")
+    if len(shown) > SHOWN:
+        out.print(f"  and {len(shown) - SHOWN} more{'' if args.out else '; --out FILE.csv writes all'}")
+    if not shown:
+        out.print("  nothing is to be ordered")
+    if args.out:
+        write_rows(args.out, planner.COLUMNS, rows, policy.items)
+        out.print(f"orders: {args.out}")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {"check": check, "solve": solve, "order": order}
 main = partial(dispatch, "hdpo", COMMANDS)

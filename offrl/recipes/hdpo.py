@@ -27,6 +27,7 @@ from offrl.envs.inventory.policies import rounded
 from offrl.envs.inventory.scenario import rows
 from offrl.envs.inventory.settings import SETTINGS, OneStoreBacklog, OneStoreLost, Serial, Transshipment
 from offrl.recipes.config import layered
+from offrl.recipes.planner import described
 from offrl.training import hooks
 from offrl.training.fit import fit
 from offrl.training.run import FORMAT, Finished, Run, RunError, read_json, versions, write_json
@@ -138,7 +139,7 @@ def train(
     finished = []
     for seed in seeds:
         try:
-            _train(stem, config, problem, seed, folder / str(seed), fresh, progress, say)
+            _train(name, config, problem, seed, folder / str(seed), fresh, progress, say)
         except Finished as error:
             finished.append(error)
     if len(finished) == len(seeds):
@@ -157,10 +158,12 @@ def _train(name: str, config: Config, problem: Any, seed: int, folder: Path, fre
     whole, long = problem.scenario("train"), config.steps >= COMPILED and shutil.which("g++") is not None
     compiled = config.mode == "compile" or config.mode == "auto" and long
     agent = HDPO(config.agent, problem.network, Shape.of(whole), "inductor" if compiled else None)
+    path = str(Path(name).resolve()) if isinstance(config.network, FromFile) else name
     about = {
         "format": FORMAT, "recipe": "hdpo", "algorithm": "hdpo", "agent": json.loads(json.dumps(asdict(config.agent))), "seed": seed,
         "spec": {"nodes": problem.network.nodes, "edges": problem.network.edges}, "env": None,
-        "data": {"name": name, "fingerprint": fingerprint(problem), "scenarios": len(whole.demand)}, "versions": versions(),
+        "data": {"name": Path(name).stem, "path": path, "fingerprint": fingerprint(problem), "scenarios": len(whole.demand)},
+        "versions": versions(), **described(problem, whole, config.whole),
     }  # fmt: skip
     about = json.loads(json.dumps(about))
     with Run(folder, about, config, fresh) as run, Interrupt() as interrupt:

@@ -22,7 +22,8 @@ FORMAT = 1
 ABOUT = ("format", "recipe", "agent", "seed", "spec", "env", "data")  # of run.json; more may follow
 # checkpoints first: were the rest gone and they not, a run would go on from them
 PARTS = (
-    "checkpoints", "config.yaml", "run.json", "log.jsonl", "log.csv", "result.json", "eval.json", "curve.png", "policy.onnx", "tensorboard",
+    "checkpoints", "best", "config.yaml", "run.json", "log.jsonl", "log.csv", "result.json", "eval.json", "curve.png", "policy.onnx",
+    "tensorboard", "report.md", "report.json", "stock.png", "orders.png",
 )  # fmt: skip
 
 

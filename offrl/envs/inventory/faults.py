@@ -39,6 +39,12 @@ _KNOWN = {  # name: what it means, what to do
     "profit-backlog": ("Profit is booked on units sold from the shelf.", "set unmet: lost, or objective: cost"),
     "demand-value": ("Demand is counted in units: neither missing nor negative.", "correct the row"),
     "demand-store": ("Each store needs a demand series, and each series a store.", "correct the name, or add the rows"),
+    "demand-item": ("A policy knows the items that it was trained for.", "correct the name, or add the rows"),
+    "state-node": ("A row is of one of the network's nodes.", "correct the name"),
+    "state-arrival": ("0 is on hand, k arrives k periods from now, and nothing takes longer than a lead time.", "correct the number"),
+    "state-quantity": ("Stock and deliveries are counted in units; only a store whose demand waits may have less than 0.", "correct it"),
+    "state-twice": ("A node's stock and each of its deliveries have one row.", "add the two up, or remove one"),
+    "state-missing": ("Nothing is guessed: what a node has on hand must be known.", "add a row with arrives_in 0"),
     "demand-date": ("Series are on one grid of dates, a row for each store and date.", "add or remove the row; no demand is a 0"),
 }  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
@@ -41,6 +41,14 @@ def load(path: str | os.PathLike[str]) -> Loaded:
 def check(path: str | os.PathLike[str]) -> list[Finding]:
     """Everything that keeps `load` from reading a file: empty exactly where it can."""
     return _read(Path(path))[1]
+
+
+def read_demand(path: str | os.PathLike[str], stores: Sequence[str], period: str = "week") -> History:
+    """A network's table of demand on its own, its stores in the order that is given. Raises NetworkError."""
+    history, found = _history(Path(path), list(stores), period)
+    if history is None:
+        raise NetworkError(found)
+    return history
 
 
 def _read(path: Path) -> tuple[Loaded | None, list[Finding]]:
@@ -80,7 +88,7 @@ def _shape_faults(description: Any, name: str) -> list[Finding]:
     return found
 
 
-def _table(path: Path) -> dict[str, list[Any]]:
+def read_table(path: Path) -> dict[str, list[Any]]:
     """The columns of a CSV or Parquet file."""
     if path.suffix == ".parquet":
         try:
@@ -100,7 +108,7 @@ def _history(path: Path, stores: list[str], period: str) -> tuple[History | None
     """Rows of (item,) date, store and demand as series, one for each item and store; what is wrong keeps them from being made."""
     name = path.name
     try:
-        table = _table(path)
+        table = read_table(path)
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors; a module that is missing is not a fault of the file
         return None, [fault("unreadable", name, " ".join(str(error).split()))]
     if missing := [key for key in COLUMNS if key not in table]:

@@ -66,16 +66,27 @@ class Evaluation(NamedTuple):
     scenarios: Tensor  # (B,) the cost of each scenario
 
 
-def evaluate(simulator: Simulator, policy: Policy, scenarios: Iterable[Scenario], warm_up: int = 0) -> Evaluation:
-    """The mean cost of a policy over batches of scenarios, without gradients; memory holds one batch, whatever the horizon."""
+def evaluate(
+    simulator: Simulator,
+    policy: Policy,
+    scenarios: Iterable[Scenario],
+    warm_up: int = 0,
+    watch: Callable[[Scenario, Trajectory], None] | None = None,
+) -> Evaluation:
+    """The mean cost of a policy over batches of scenarios, without gradients; memory holds one batch, whatever the horizon.
+
+    watch: is shown all periods of each batch, warm-up included, which memory then holds too.
+    """
     net, parts = simulator.network, []
     for batch in [scenarios] if isinstance(scenarios, Scenario) else scenarios:
         periods = batch.demand.shape[-1] - warm_up
         if periods < 1:
             raise ValueError(f"{periods + warm_up} periods leave none to score after {warm_up} of warm-up")
         with torch.no_grad():
-            scored = rollout(simulator, policy, batch, warm_up).scored
-        parts.append(Cost(*(x.double().cpu() / (periods * net.S) for x in scored)))
+            seen = rollout(simulator, policy, batch, warm_up, trajectory=watch is not None)
+        parts.append(Cost(*(x.double().cpu() / (periods * net.S) for x in seen.scored)))
+        if watch is not None:
+            watch(batch, seen.trajectory)
     cost = Cost(*(torch.cat(column) for column in zip(*parts)))
     total = cost.total
     error = float(total.std() / math.sqrt(len(total))) if len(total) > 1 else math.nan
