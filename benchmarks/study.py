@@ -1,7 +1,8 @@
 """A study of the model-based recipe, and whether what it finds holds on seeds that it has not seen.
 
-    offrl tune mbrl halfcheetah-mixed-n200000-s0.hdf5 --trials 30 --workers 2 --storage sqlite:///study.db --steps 20000 \\
-        --eval-every 5000 --model.max-epochs 30 --search penalty.kind model.members=2:10 imagine.horizon=1:20:log penalty.weight=0.05:100:log
+    offrl tune mbrl halfcheetah-mixed-n200000-s0.hdf5 --trials 30 --workers 2 --storage sqlite:///study.db \\
+        --steps 20000 --eval-every 5000 --model.max-epochs 30 \\
+        --search penalty.kind model.members=2:10 imagine.horizon=1:20:log penalty.weight=0.05:100:log
     python benchmarks/study.py sqlite:///study.db halfcheetah-mixed=halfcheetah-mixed-n200000-s0.hdf5
     python benchmarks/study.py --card
 
