@@ -1,4 +1,4 @@
-"""offrl train hdpo NETWORK, and offrl hdpo check, solve, order: inventory control."""
+"""offrl train hdpo NETWORK, and offrl hdpo check, solve, order, report: inventory control."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import tyro
 
 from offrl.cli.console import bars, dispatch, out, reporter
 from offrl.cli.train import parse_seeds, values_of
-from offrl.core.config import ConfigError, nearest, validate
+from offrl.core.config import ConfigError, Range, nearest, validate
 from offrl.envs.inventory import files
 from offrl.envs.inventory.settings import SETTINGS
 from offrl.envs.inventory.state import read_state, write_rows
-from offrl.recipes import hdpo, planner
+from offrl.recipes import hdpo, planner, planner_report
 from offrl.training.run import read_json
 
 C = TypeVar("C")
@@ -127,5 +127,23 @@ def order(arguments: Sequence[str]) -> None:
         out.print(f"orders: {args.out}")
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {"check": check, "solve": solve, "order": order}
+@dataclass(frozen=True)
+class Report:
+    run: Annotated[Path, tyro.conf.Positional]
+    """The folder of a run of one seed."""
+    steps: Annotated[int, Range(1)] = 200
+    """Gradient steps by which the levels of base-stock policies are learned, to compare with."""
+
+
+def report(arguments: Sequence[str]) -> None:
+    """Costs, service and stock on the test scenarios."""
+    args = tyro.cli(Report, args=list(arguments), prog="offrl hdpo report", description="How a trained policy does on the test scenarios.")
+    validate(args, "offrl hdpo report")
+    with bars() as progress:
+        path, text = planner_report.report(args.run, args.steps, reporter(progress, "learning"))
+    out.print(text)
+    out.print(f"report: {path}")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {"check": check, "solve": solve, "order": order, "report": report}
 main = partial(dispatch, "hdpo", COMMANDS)
