@@ -1,0 +1,87 @@
+"""Store-periods per second of HDPO's training, one thread, eager and compiled.
+
+    python benchmarks/hdpo_speed.py
+
+A store-period is one store simulated for one period, forward, backward and its share of Adam. Cases take turns in one process. The peer's
+figures are of the released code on another day on a machine like this one. Results go to results/hdpo_speed.json and cards/hdpo.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+
+import offline
+import speed
+import torch
+
+from offrl.agents.hdpo import HDPO, Config, Shape
+from offrl.envs.inventory.demand import Horizon
+from offrl.envs.inventory.settings import OneStoreLost, OneWarehouse
+
+RESULT = offline.HERE / "results" / "hdpo_speed.json"
+CASES = {  # name: setting, config, scenarios in a batch, the released code's store-periods per second
+    "one store, perceptron": (OneStoreLost(), Config(hidden=(32, 32, 32)), 8192, 1_057_984),
+    "one store, perceptron, small batch": (OneStoreLost(), Config(hidden=(32, 32, 32)), 1024, 846_720),
+    "5 stores, graph network": (OneWarehouse(stores=5), Config(policy="gnn"), 1024, 118_764),
+    "50 stores, graph network": (OneWarehouse(stores=50), Config(policy="gnn"), 256, 64_959),
+}
+
+
+def make(setting, config: Config, batch: int, backend: str | None) -> tuple[Callable[[], float], float]:
+    """A function that makes an update and returns its store-periods per second; and the seconds of the first update."""
+    horizon = Horizon(50, 0, batch)
+    problem = type(setting)(**vars(setting) | {"train": horizon}).problem()
+    given = problem.scenario("train")
+    agent = HDPO(config, problem.network, Shape.of(given), backend)
+    box, update = [agent.init(0)], torch.no_grad()(agent.update)
+
+    def step() -> float:
+        begin = time.perf_counter()
+        box[0], _ = update(box[0], [given], [{}])
+        return batch * problem.network.S * horizon.periods / (time.perf_counter() - begin)
+
+    begin = time.perf_counter()
+    step()
+    return step, time.perf_counter() - begin
+
+
+def table(found: dict) -> str:
+    lines = [f"Machine: {found['machine']}; torch {found['torch']}; commit {found['commit']}; {found['rounds']} turns.", ""]
+    lines += ["| case | batch | store-periods/s, median [min, max] | against the released code's | first update |", "|---|---|---|---|---|"]
+    for case, each in found["cases"].items():
+        _, _, batch, peer = CASES[case.rpartition(", ")[0]]
+        rates = "{median:,.0f} [{min:,.0f}, {max:,.0f}]".format(**each)
+        lines.append(f"| {case} | {batch:,} x 50 | {rates} | {each['median'] / peer:.2f} of {peer:,} | {each['first_s']:.0f} s |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    made = {
+        f"{name}, {mode}": make(*CASES[name][:3], backend)
+        for name in CASES
+        for mode, backend in (("eager", None), ("compiled", "inductor"))
+    }
+    slices: dict[str, list[dict]] = {case: [] for case in made}
+    for _ in range(args.rounds):
+        for case, (step, _) in made.items():
+            slices[case].append({"rate": step()})
+    found = {
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread",
+        "torch": torch.__version__, "rounds": args.rounds, "commit": offline.commit(),
+        "cases": {case: speed.middle(slices[case]) | {"first_s": first} for case, (_, first) in made.items()},
+    }  # fmt: skip
+    RESULT.write_text(json.dumps(found, indent=1))
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
