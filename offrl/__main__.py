@@ -1,4 +1,4 @@
-"""The command line: offrl train, tune, eval, export, bench and data."""
+"""The command line: offrl train, tune, eval, export, bench, data and hdpo."""
 
 from __future__ import annotations
 
@@ -56,6 +56,8 @@ USAGE = """offrl COMMAND
   train hdpo NETWORK     train an ordering policy for a supply network: a setting's name or a YAML file
   hdpo check FILE        what is wrong with a network's file
   hdpo solve SETTING     what is known of a setting's least cost
+  hdpo order RUN         today's orders from today's stock
+  hdpo report RUN        costs, service and stock on the test scenarios, beside other ways to order
 
 DATASET is an id or a path (HDF5, NPZ, CSV, Parquet, a Minari folder). `offrl COMMAND --help` lists the flags of a command."""
 

@@ -89,14 +89,23 @@ def resolve(name: str, preset: str | None = None, overrides: dict[str, Any] | No
 
 
 def problem_of(name: str, config: Config) -> Any:
-    """The network and its scenarios. Raises NetworkError for a file that is wrong."""
+    """The network and its scenarios. Raises NetworkError for a file that is wrong, RunError for demand that is too short."""
     c = config.network
     if not isinstance(c, FromFile):
         return c.problem()
     network, history = load(name)
     if history is None:
         raise RunError(f"{name} names no demand: `demand: FILE.csv`")
-    return Observed.split(network, history, (c.train, c.dev), c.window, c.warm_up)
+    try:
+        problem = Observed.split(network, history, (c.train, c.dev), c.window, c.warm_up)
+    except ValueError as error:
+        raise RunError(f"{name}: {error}") from None
+    for split in problem.spans:
+        if network.longest >= (periods := problem.horizon(split).periods):
+            raise RunError(
+                f"{name}: what is ordered with a lead time of {network.longest} never arrives in {split}, which has {periods} periods"
+            )
+    return problem
 
 
 def reference(setting: Any) -> tuple[str, float] | None:

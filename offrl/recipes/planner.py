@@ -84,8 +84,8 @@ class Planner:
         return ship_whole(simulator, inventory, order, values) if self.whole else simulator.ship(inventory, order, values)
 
     def rows(self, orders: Tensor) -> list[tuple[Any, ...]]:
-        """orders (items, E) as rows of COLUMNS, all edges of all items; of a fraction four digits, and not rounded up."""
-        made = [[int(x) if x == int(x) else math.floor(x * 1e4) / 1e4 for x in row] for row in orders.tolist()]
+        """orders (items, E) as rows of COLUMNS, all edges of all items, to four digits of a fraction."""
+        made = [[int(x) if x.is_integer() else x for x in (round(x, 4) for x in row)] for row in orders.tolist()]
         periods = self.network.values.lead_time.expand(len(orders), -1).tolist()
         edges = self.network.edges
         return [(item, *edges[e], made[i][e], periods[i][e]) for i, item in enumerate(self.items) for e in range(len(edges))]
@@ -143,7 +143,7 @@ def load(path: str | Path) -> Planner:
         agent = HDPO(merge(Config(), about["agent"], f"{folder / 'run.json'}: agent"), _network(about["network"]), _shape(about))
         restored = restore(saved.tree, {"params": agent.init(0)["params"]})
         return Planner(agent, restored, about, saved.step)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{folder / 'run.json'} is damaged: {type(error).__name__}: {error}") from error
 
 

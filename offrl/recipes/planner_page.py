@@ -35,7 +35,7 @@ def written(found: Mapping[str, Any]) -> str:
         f"# {found['name']}: how the ordering policy does",
         f"**{what.capitalize()} {sign * found['cost']:.4f}** for each {period} and store{error}: {shares}.",
         f"This is what it came to over {_span(found)}, which it was not trained on. In the tables, too, money is for each {period} and\n"
-        "store, so that it adds up to these figures.",
+        f"store, so that it adds up to these figures.{' Each is the mean of all of them.' if found['scenarios'] > 1 else ''}",
         "## Beside other ways to order",
         *([NONE_APPLIES] if len(compared) == 1 else []),
         _table(["", what, "the policy"], compared),

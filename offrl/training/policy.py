@@ -57,6 +57,8 @@ def load(path: str | Path) -> Policy:
     if len(folders) > 1:
         raise RunError(f"{path} holds {len(folders)} runs; name one of them, for example {folders[0]}")
     about, saved = read_about(folders[0]), Checkpoints(folders[0] / "checkpoints").latest()
+    if "obs" not in about["spec"]:
+        raise RunError(f"{folders[0]} is a run of {about['recipe']}, which has commands of its own: offrl {about['recipe']}")
     if saved is None:
         raise RunError(f"{folders[0]} holds no checkpoint yet")
     check_meta(saved.meta, {"algorithm": about["algorithm"], "spec": about["spec"]})

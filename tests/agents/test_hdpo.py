@@ -107,6 +107,24 @@ def learned(setting, steps, batch_size, whole=False, **config):
     return evaluate(agent.simulator, rounded(policy) if whole else policy, problem.batches("test", 2048), problem.horizon("test").warm_up)
 
 
+def test_levels_begin_with_the_demand_of_a_lead_time_and_one_period():
+    problem = Serial(nodes=3, train=SMALL).problem()  # lead times 2, 3 and 4
+    shape = Shape.of(problem.scenario("train"))
+    made = {kind: HDPO(Config(policy=kind), problem.network, shape) for kind in ("base_stock", "capped_base_stock", "echelon_stock")}
+    params = {kind: agent.init(0)["params"]["policy"] for kind, agent in made.items()}
+    assert params["base_stock"]["levels"].tolist() == params["capped_base_stock"]["levels"].tolist() == [3, 4, 5]
+    assert params["capped_base_stock"]["caps"].tolist() == [2, 2, 2]
+    torch.testing.assert_close(made["echelon_stock"].policy.levels.detach(), torch.tensor([12.0, 9, 5]))
+    seen = made["base_stock"].simulator.observe(torch.zeros(1, 3, 4), problem.scenario("train", 0, 1), 0)
+    torch.testing.assert_close(made["base_stock"].act(made["base_stock"].init(0), seen), torch.tensor([[15.0, 20, 25]]))  # demand is 5
+
+
+def test_a_level_is_learned_to_one_percent_of_the_optimum():
+    setting = OneStoreBacklog(lead_time=1, underage=4.0, train=Horizon(30, 0, 512), test=Horizon(120, 40, 2048))
+    found = learned(setting, 60, 128, policy="base_stock", lr=0.05)
+    assert found.cost < 1.01 * solve.newsvendor_normal(5.0, 1.6, 1, 1.0, 4.0).cost
+
+
 TEST = Horizon(260, 60, 4096)
 
 
