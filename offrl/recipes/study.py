@@ -7,6 +7,7 @@ that was cut off is FAIL and goes on as another, WAITING, with the same values a
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 import time
 import warnings
@@ -141,6 +142,30 @@ def open_study(storage: Any, name: str, identity: dict[str, Any], **how: Any) ->
     return study
 
 
+class Learned:
+    """A study to whose sampler a pruned trial is a complete one with its last value: Optuna's Gaussian process would not see it at all,
+    and suggest the same again.
+    """
+
+    def __init__(self, study: Any):
+        self.study = study
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.study, name)
+
+    def _get_trials(self, deepcopy: bool = True, states: Any = None, use_cache: bool = False) -> list[Any]:
+        from optuna.trial import TrialState
+
+        found = []
+        for trial in self.study._get_trials(deepcopy=False, use_cache=use_cache):
+            if trial.state == TrialState.PRUNED and trial.values is not None:
+                trial = copy.copy(trial)
+                trial.state = TrialState.COMPLETE
+            if states is None or trial.state in states:
+                found.append(trial)
+        return found
+
+
 def sampler(kind: str, seed: int, first: Mapping[str, Any] | None = None) -> Any:
     """Optuna's sampler, which draws for each trial anew, from the seed and how many trials there were before it.
 
@@ -159,10 +184,10 @@ def sampler(kind: str, seed: int, first: Mapping[str, Any] | None = None) -> Any
             self.own.before_trial(study, trial)
 
         def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
-            return self.own.infer_relative_search_space(study, trial)
+            return self.own.infer_relative_search_space(Learned(study), trial)
 
         def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> dict[str, Any]:
-            return self.own.sample_relative(study, trial, search_space)
+            return self.own.sample_relative(Learned(study), trial, search_space)
 
         def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
             if param_name in self.fixed:

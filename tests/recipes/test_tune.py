@@ -90,6 +90,18 @@ def test_the_gaussian_process_finds_a_planted_optimum_that_chance_misses():
     assert min(gp) > -0.02 and max(chance) < -0.1, (gp, chance)
 
 
+def test_the_gaussian_process_learns_from_pruned_trials():
+    """Trials below the median end early. Not knowing of them, the sampler would suggest the like again, and find nothing."""
+    study = optuna.create_study(direction="maximize", sampler=sampler("gp", 1))
+    for _ in range(22):
+        trial, values = study.ask(KINDS), [each.value for each in study.trials if each.value is not None]
+        trial.report(value := planted(trial.params), 1)
+        pruned = len(values) > 4 and value < np.median(values)
+        study.tell(trial, None if pruned else value, state=optuna.trial.TrialState.PRUNED if pruned else None)
+    states = [trial.state.name for trial in study.trials]
+    assert "PRUNED" in states and max(trial.value for trial in study.trials) > -0.02
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "margin"), [("gp", 0.2), ("tpe", 0.05)])
 def test_each_sampler_beats_chance_under_noise_too(kind, margin):
