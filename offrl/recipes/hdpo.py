@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
+import torch
 from torch import Tensor
 
 from offrl.agents import hdpo
@@ -26,6 +27,7 @@ from offrl.envs.inventory.files import load
 from offrl.envs.inventory.policies import rounded
 from offrl.envs.inventory.scenario import rows
 from offrl.envs.inventory.settings import SETTINGS, OneStoreBacklog, OneStoreLost, Serial, Transshipment
+from offrl.recipes.common import settle
 from offrl.recipes.config import layered
 from offrl.recipes.planner import described
 from offrl.training import hooks
@@ -100,6 +102,9 @@ def problem_of(name: str, config: Config) -> Any:
         problem = Observed.split(network, history, (c.train, c.dev), c.window, c.warm_up)
     except ValueError as error:
         raise RunError(f"{name}: {error}") from None
+    if (still := problem.mean.mean(1) <= 0).any():
+        item = int(still.int().argmax())
+        raise RunError(f"{name}: nothing of {history.items[item] if history.items else 'it'} is asked for while training: leave it out")
     for split in problem.spans:
         if network.longest >= (periods := problem.horizon(split).periods):
             raise RunError(
@@ -148,11 +153,10 @@ def train(
     finished = []
     for seed in seeds:
         try:
-            _train(name, config, problem, seed, folder / str(seed), fresh, progress, say)
+            _train(name, config, problem, seed, folder / str(seed), fresh, progress)
         except Finished as error:
             finished.append(error)
-    if len(finished) == len(seeds):
-        raise finished[0]
+    settle(finished, len(seeds), say)
     return [folder / str(seed) for seed in seeds]
 
 
@@ -163,7 +167,7 @@ def fingerprint(problem: Any) -> str:
     return digest({"nodes": net.nodes, "edges": net.edges, "unmet": net.unmet, "objective": net.objective} | tensors)
 
 
-def _train(name: str, config: Config, problem: Any, seed: int, folder: Path, fresh: bool, progress: Any, say: Any) -> None:
+def _train(name: str, config: Config, problem: Any, seed: int, folder: Path, fresh: bool, progress: Any) -> None:
     whole, long = problem.scenario("train"), config.steps >= COMPILED and shutil.which("g++") is not None
     compiled = config.mode == "compile" or config.mode == "auto" and long
     agent = HDPO(config.agent, problem.network, Shape.of(whole), "inductor" if compiled else None)
@@ -176,16 +180,17 @@ def _train(name: str, config: Config, problem: Any, seed: int, folder: Path, fre
     }  # fmt: skip
     about = json.loads(json.dumps(about))
     with Run(folder, about, config, fresh) as run, Interrupt() as interrupt:
+        best = Best(agent, problem, run, config.whole)
         state, start, saved = agent.init(seed), 0, run.checkpoints.latest()
         if saved is not None:
             check_meta(saved.meta, run.meta)
+            best.load_state_dict(saved.tree.pop("source", {}))
             state, start = restore(saved.tree, state), saved.step
         if start >= config.steps and (folder / "result.json").exists() and read_json(folder / "result.json")["step"] == start:
             raise Finished(f"{folder} is finished at step {start}; --fresh trains it anew, more --steps go on from there")
         run.log.truncate(start)
         run.begin()
-        best = Best(agent, problem, run, config.whole, start)
-        save = hooks.checkpoint_hook([run], False)
+        save = hooks.checkpoint_hook([run], False, source=best)
         every = [(config.log_every, hooks.log_hook([run], False, start)), (config.eval_every, best), (config.checkpoint_every, save)]
         every += [(1, hooks.stop_hook(interrupt, save)), (10, hooks.progress_hook(lambda done: progress(done, config.steps)))]
         every += [
@@ -201,13 +206,14 @@ def _train(name: str, config: Config, problem: Any, seed: int, folder: Path, fre
 
 
 class Best:
-    """A hook that evaluates the policy on the dev scenarios and keeps the weights of the lowest cost, in the run's folder `best`."""
+    """A hook that evaluates the policy on the dev scenarios and keeps the weights of the lowest cost, in the run's folder `best`.
 
-    def __init__(self, agent: HDPO, problem: Any, run: Run, whole: bool, start: int):
+    They are saved with each checkpoint, too, so that a run that is cut keeps what an uncut one would.
+    """
+
+    def __init__(self, agent: HDPO, problem: Any, run: Run, whole: bool):
         self.agent, self.problem, self.run, self.whole = agent, problem, run, whole
-        self.kept = Checkpoints(run.folder / "best", keep=1)
-        saved = self.kept.latest() if start else None
-        self.cost = math.inf if saved is None or saved.step > start else saved.meta["dev"]
+        self.folder, self.cost, self.kept = Checkpoints(run.folder / "best", keep=1), math.inf, {}
 
     def evaluate(self, state: State, split: str) -> rollout.Evaluation:
         policy: Callable[..., Tensor] = partial(self.agent.act, state)
@@ -219,14 +225,21 @@ class Best:
         cost = self.evaluate(state, "dev").cost
         self.run.log.write(step, {"dev/cost": cost})
         if cost < self.cost:
-            self.cost = cost
-            self.kept.save(step, {"params": state["params"]}, self.run.meta | {"dev": cost})
+            self.cost, self.kept = cost, {"params": state["params"], "step": torch.tensor(step)}
+            self.folder.save(step, {"params": state["params"]}, self.run.meta | {"dev": cost})
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.kept and self.kept | {"dev": torch.tensor(self.cost, dtype=torch.float64)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state:
+            self.cost, self.kept = float(state.pop("dev")), state
 
     def result(self, step: int) -> dict[str, Any]:
-        saved = self.kept.latest()
-        if saved is None:
+        """What the kept weights cost on the test scenarios."""
+        if not self.kept:
             raise RunError(f"{self.run.folder}: no cost on the dev scenarios was finite")
-        found = self.evaluate(saved.tree, "test")
+        found = self.evaluate(self.kept, "test")
         parts = {part: getattr(found, part) for part in ("holding", "underage", "procurement")}
         error = found.error if math.isfinite(found.error) else None
-        return {"step": step, "best_step": saved.step, "dev": saved.meta["dev"], "cost": found.cost, "error": error} | parts
+        return {"step": step, "best_step": int(self.kept["step"]), "dev": self.cost, "cost": found.cost, "error": error} | parts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from offrl.core.config import ConfigError
 from offrl.core.log import read
 from offrl.core.tree import flatten
 from offrl.recipes import hdpo
-from offrl.training.run import Finished, read_json
+from offrl.training.run import Finished, RunError, read_json
 
 SPLITS = {name: {"periods": 12, "warm_up": 4, "scenarios": 64} for name in ("train", "dev", "test")}
 QUICK = {"steps": 30, "eval_every": 10, "log_every": 10, "checkpoint_every": 10, "batch_size": 32, "agent": {"hidden": [8], "lr": 0.3}}
@@ -43,25 +45,42 @@ def test_an_unfinished_run_goes_on_and_a_finished_one_is_left(tmp_path):
         train(tmp_path / "cut")
 
 
+def test_a_run_that_is_cut_keeps_the_weights_that_an_uncut_one_would(tmp_path):
+    """Killed after an evaluation that found better ones and before the next checkpoint."""
+    whole = train(tmp_path / "whole", checkpoint_every=20)
+    cut = train(tmp_path / "cut", checkpoint_every=20, steps=20)
+    shutil.rmtree(cut / "best")  # what a later evaluation left there is not relied on
+    assert read_json(train(tmp_path / "cut", checkpoint_every=20) / "result.json") == read_json(whole / "result.json")
+
+
 def test_orders_are_whole_where_demand_is(tmp_path):
     config = hdpo.resolve("one-store-lost")
     assert config.whole and not hdpo.resolve("one-store-backlog").whole
     assert hdpo.resolve("serial").network.nodes == 4
 
 
-def test_a_network_of_ones_own_is_trained_and_split_by_time(tmp_path):
+def own_network(folder, demand):
+    """A depot and a shop in a file, with a hundred weeks of demand."""
     network = {
         "nodes": {"depot": {"holding": 0.1}, "shop": {"kind": "store", "holding": 1.0, "underage": 9.0}},
         "edges": [{"from": "supplier", "to": "depot", "lead_time": 2}, {"from": "depot", "to": "shop", "lead_time": 1}],
         "demand": "demand.csv",
     }
-    (tmp_path / "net.yaml").write_text(yaml.safe_dump(network))
+    (folder / "net.yaml").write_text(yaml.safe_dump(network))
     dates = np.datetime64("2022-01-03") + 7 * np.arange(100)
-    (tmp_path / "demand.csv").write_text("date,store,demand\n" + "".join(f"{d},shop,{5 + i % 3}\n" for i, d in enumerate(dates)))
-    network = {"window": 4, "warm_up": 4}
-    run = train(tmp_path / "runs", str(tmp_path / "net.yaml"), steps=6, network=network, agent={"policy": "gnn", "width": 4})
+    (folder / "demand.csv").write_text("date,store,demand\n" + "".join(f"{d},shop,{x}\n" for d, x in zip(dates, demand)))
+    return {"name": str(folder / "net.yaml"), "network": {"window": 4, "warm_up": 4}, "agent": {"policy": "gnn", "width": 4}}
+
+
+def test_a_network_of_ones_own_is_trained_and_split_by_time(tmp_path):
+    run = train(tmp_path / "runs", **own_network(tmp_path, [5 + i % 3 for i in range(100)]), steps=6)
     result = read_json(run / "result.json")
     assert result["holding"].keys() == {"depot", "shop"} and "reference" not in result and run.parts[-3] == "net"
+
+
+def test_a_store_that_sells_nothing_while_training_is_named(tmp_path):
+    with pytest.raises(RunError, match="nothing of it is asked for while training: leave it out"):
+        train(tmp_path / "runs", **own_network(tmp_path, [0] * 60 + [5] * 40))
 
 
 def test_an_unknown_setting_is_refused_by_its_nearest_name(tmp_path):

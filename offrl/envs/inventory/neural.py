@@ -5,7 +5,7 @@ the simulator rations.
 
 Deviations from the released code: 1. these units; 2. the perceptron's orders are rationed in proportion, not by a softmax, and are scaled
 by what has to flow along each edge; 3. the graph network's first layers see nodes before they are gathered, which is the same function;
-4. SiLU in the place of ELU, which takes a CPU three times as long.
+4. SiLU in the place of ELU, which takes a CPU three times as long; 5. where past demand is seen, its mean is the unit.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from offrl.nn.graph import GraphNet, Perceptron
 
 ONE = math.log(math.e - 1)  # whose softplus is 1
 TINY = 1e-10
+LEAST = 0.05  # of the mean demand: where less was sold lately, this is the unit all the same
 
 
 def in_units(given: Any) -> tuple[Any, Tensor, Tensor]:
@@ -37,6 +38,14 @@ def in_units(given: Any) -> tuple[Any, Tensor, Tensor]:
     scaled |= {name: getattr(given, name) / unit[..., None] for name in ("inventory", "initial", "demand", "past") if hasattr(given, name)}
     values = given.values._replace(**costs, capacity=given.values.capacity / unit)
     return given._replace(values=values, **scaled), unit, price
+
+
+def by_recent(obs: Observation) -> tuple[Observation, Tensor]:
+    """The observation in units of the stores' mean demand in its window of past demand, and these units (B, 1): sales drift."""
+    level = obs.past.mean((1, 2))[:, None].clamp_min(LEAST)
+    values = obs.values._replace(capacity=obs.values.capacity / level)
+    scaled = {"inventory": obs.inventory / level[..., None], "past": obs.past / level[..., None], "mean": obs.mean / level}
+    return obs._replace(values=values, std=obs.std / level, **scaled), level
 
 
 class MLPPolicy(nn.Module):
@@ -53,10 +62,13 @@ class MLPPolicy(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:]))
 
     def forward(self, obs: Observation) -> Tensor:
+        level = 1.0
+        if self.everything and obs.past.shape[-1]:
+            obs, level = by_recent(obs)
         x = obs.flat() if self.everything else obs.inventory.flatten(1)
         for layer in self.layers[:-1]:
             x = F.silu(layer(x))
-        return F.softplus(self.layers[-1](x) + ONE) * self.flow.to(x)
+        return F.softplus(self.layers[-1](x) + ONE) * self.flow.to(x) * level
 
 
 def flow(network: Network) -> list[float]:
@@ -130,7 +142,10 @@ class GraphPolicy(nn.Module):
         self.source, self.leaves = source, F.one_hot(source, network.W) if network.W else None
 
     def forward(self, obs: Observation) -> Tensor:
-        return self.rationed(self.gnn.orders(*self.gnn.features(obs), self.wiring), obs.inventory)
+        level = 1.0
+        if obs.past.shape[-1]:
+            obs, level = by_recent(obs)
+        return self.rationed(self.gnn.orders(*self.gnn.features(obs), self.wiring), obs.inventory) * level
 
     def rationed(self, wanted: Tensor, inventory: Tensor) -> Tensor:
         """What is wanted along the network's edges and, behind them, what is to be kept, as orders (B, E) that there is stock for."""
