@@ -103,8 +103,9 @@ def problem_of(name: str, config: Config) -> Any:
     except ValueError as error:
         raise RunError(f"{name}: {error}") from None
     if (still := problem.mean.mean(1) <= 0).any():
-        item = int(still.int().argmax())
-        raise RunError(f"{name}: nothing of {history.items[item] if history.items else 'it'} is asked for while training: leave it out")
+        item = history.items[int(still.int().argmax())]
+        what = f"nothing of {item}" if item else "nothing"
+        raise RunError(f"{name}: {what} is asked for in the periods that are trained on; leave it out, or train on more (--network.train)")
     for split in problem.spans:
         if network.longest >= (periods := problem.horizon(split).periods):
             raise RunError(

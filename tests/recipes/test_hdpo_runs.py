@@ -79,7 +79,7 @@ def test_a_network_of_ones_own_is_trained_and_split_by_time(tmp_path):
 
 
 def test_a_store_that_sells_nothing_while_training_is_named(tmp_path):
-    with pytest.raises(RunError, match="nothing of it is asked for while training: leave it out"):
+    with pytest.raises(RunError, match="net.yaml: nothing is asked for in the periods that are trained on"):
         train(tmp_path / "runs", **own_network(tmp_path, [0] * 60 + [5] * 40))
 
 
