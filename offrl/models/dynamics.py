@@ -5,12 +5,10 @@ Each member predicts a Gaussian of the change of the observation and of the rewa
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, NamedTuple
 
@@ -20,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offrl.core.config import Log, Range
+from offrl.core.machine import threads_of_their_own
 from offrl.core.rng import Normal, Uniform, generator
 from offrl.core.space import Box
 from offrl.core.types import Spec
@@ -175,7 +174,7 @@ class Dynamics:
         for epoch in range(1, c.max_epochs + 1):
             order = torch.rand(own.shape, generator=draw).argsort(1)
             rows = own.gather(1, order).to(x.device)
-            with _threads_of_their_own(len(parts)) as pool:
+            with threads_of_their_own(len(parts)) as pool:
                 list(pool.map(learn, *zip(*parts)))
             error, score = self._held_out(x[held], y[held])
             if not torch.isfinite(score).all():
@@ -296,18 +295,6 @@ def _parts(net: Ensemble, threads: int) -> list[tuple[slice, Ensemble]]:
         for own, whole in zip(parts[-1][1].parameters(), net.parameters()):
             own.data = whole.data[parts[-1][0]]
     return parts
-
-
-@contextlib.contextmanager
-def _threads_of_their_own(count: int) -> Iterator[ThreadPoolExecutor]:
-    """So many threads, each of which computes alone."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(count) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(before)
 
 
 def _rows(data: Dataset) -> tuple[Tensor, Tensor, np.ndarray]:

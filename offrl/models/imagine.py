@@ -14,11 +14,14 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from offrl.core.machine import threads_of_their_own
 from offrl.core.rng import Indices, Normal, draw, generator
 from offrl.core.types import Act, Transitions
 from offrl.data.dataset import DataError, Dataset
 from offrl.models.dynamics import Step
 from offrl.models.penalty import auto_weight
+
+PART = 1 << 11  # rows that one thread steps at once
 
 Penalize = Callable[[Step], Tensor]  # -> (B,)
 Terminated = Callable[[Tensor, Tensor, Tensor], Tensor]  # obs, action, next_obs -> (B,) bool
@@ -53,20 +56,27 @@ def rollout(
     """`horizon` steps of the stochastic policy act(obs, noise) from each of obs (B, obs); none follows where the task ended, nor where
     the penalty was above `halt`.
 
-    Numbers are drawn for all starts at every step: those of one rollout do not depend on when the others end.
+    Numbers are drawn for all starts at every step: those of one rollout do not depend on when the others end. On a CPU each of torch's
+    threads steps rows of its own: model, terminated and penalize must be functions of tensors that change nothing.
     """
     steps, alive = [], torch.arange(len(obs), device=obs.device)
-    with torch.no_grad():
-        action_size = act(obs[:1]).shape[-1]
-        kinds = {"action": Normal((len(obs), action_size)), **model.noise(len(obs))}
+
+    @torch.no_grad()  # of the thread that it runs in
+    def step(obs: Tensor, action: Tensor, noise: dict[str, Tensor]) -> Imagined:
+        made = model.step(obs, action, noise)
+        done = terminated(obs, action, made.next_obs)
+        return Imagined(obs, action, made.reward, made.next_obs, (~done).to(obs.dtype), penalize(made))
+
+    with torch.no_grad(), threads_of_their_own(torch.get_num_threads()) as pool:
+        kinds = {"action": Normal((len(obs), act(obs[:1]).shape[-1])), **model.noise(len(obs))}
         for _ in range(horizon):
             noise = {name: draw(kind, 1, source)[0][alive] for name, kind in kinds.items()}
-            action = act(obs, noise.pop("action"))
-            step = model.step(obs, action, noise)
-            done, penalty = terminated(obs, action, step.next_obs), penalize(step)
-            steps.append(Imagined(obs, action, step.reward, step.next_obs, (~done).to(obs.dtype), penalty))
-            on = ~done & (penalty <= halt)
-            obs, alive = step.next_obs[on], alive[on]
+            parts = [slice(i, i + PART) for i in range(0, len(obs), PART)] if obs.device.type == "cpu" else [slice(None)]
+            given = noise.pop("action")
+            rows = [pool.submit(step, obs[p], act(obs[p], given[p]), {k: v[p] for k, v in noise.items()}) for p in parts]
+            steps.append(Imagined(*(torch.cat(column) for column in zip(*(each.result() for each in rows)))))
+            on = (steps[-1].mask > 0) & (steps[-1].penalty <= halt)
+            obs, alive = steps[-1].next_obs[on], alive[on]
             if len(obs) == 0:
                 break
     return Imagined(*(torch.cat(column) for column in zip(*steps)))

@@ -25,7 +25,7 @@ FLOOR = 1e-6  # smaller standard deviations count as this one wherever a density
 
 def total_variance(mean: Tensor, std: Tensor) -> Tensor:
     """V* (..., dims) of mean and std (members, ..., dims), in squared units."""
-    return std.square().mean(0) + mean.var(0, correction=0)
+    return std.square().mean(0) + (mean - mean.mean(0)).square().mean(0)
 
 
 def max_covariance_norm(mean: Tensor, std: Tensor, sample: Tensor | None = None) -> Tensor:
