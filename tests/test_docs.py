@@ -20,9 +20,9 @@ def blocks(page: Path) -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_blocks_run(page, tmp_path):
+def test_blocks_run(page, tmp_path, offrl):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environ = os.environ | {"PATH": path, "PYTHONPATH": str(tmp_path), "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    own = {"PATH": path, "PYTHONPATH": str(tmp_path), "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     for kind, file, text in blocks(page):
         if file:
             (tmp_path / file).write_text(text)
@@ -31,8 +31,12 @@ def test_blocks_run(page, tmp_path):
         else:
             commands = [line.split(" #")[0].split() for line in text.splitlines() if not line.startswith("make ")]
         for command in commands:
-            done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
-            assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+            if command[0] == "offrl":
+                code, out, err = offrl.start(*command[1:], cwd=tmp_path, env=own).ended(300)
+            else:
+                done = subprocess.run(command, cwd=tmp_path, env=os.environ | own, capture_output=True, text=True)
+                code, out, err = done.returncode, done.stdout, done.stderr
+            assert code == 0, f"{' '.join(command)}\n{out}\n{err}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -15,6 +15,7 @@ VARIANTS = {  # other networks and branches than the defaults'
     "sac": {"members": 10},
     "ppo": {"target_kl": 1e-4, "value_clip": 0.1, "lr_steps": 30.0, "baseline": False, "entropy": 0.01},
 }
+QUICK = ("bc-Discrete", "td3bc-Box")  # to compile; the others take up to half a minute
 
 
 def small(name: str, **change):
@@ -30,10 +31,17 @@ def cases():
     return [pytest.param(example, id=f"{name}-{type(example.data.spec.action).__name__}") for name, example in named + varied]
 
 
-@pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", [check for check in testing.CHECKS if check is not testing.compiling], ids=lambda check: check.__name__)
 @pytest.mark.parametrize("example", cases())
 def test_contract(example, check):
     check(example)
+
+
+@pytest.mark.parametrize(
+    "example", [pytest.param(*case.values, id=case.id, marks=() if case.id in QUICK else pytest.mark.slow) for case in cases()]
+)
+def test_compiled_is_eager(example):
+    testing.compiling(example)
 
 
 @pytest.mark.slow
