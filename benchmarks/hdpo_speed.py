@@ -3,7 +3,7 @@
     python benchmarks/hdpo_speed.py
 
 A store-period is one store simulated for one period, forward, backward and its share of Adam. Cases take turns in one process. The peer's
-figures are of the released code on another day on a machine like this one. Results go to results/hdpo_speed.json and cards/hdpo.md.
+figures are of the released code on another day on a machine like this one. Results go to results/hdpo_speed.json.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from offrl.core.config import ConfigError, Log, Range, merge, nearest
+from offrl.core.tree import unflatten
 
 BOOLEANS = {"false": False, "true": True}
 
@@ -44,14 +45,7 @@ def described(distribution: Any) -> str:
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     """{"agent.alpha": 1} as {"agent": {"alpha": 1}}."""
-    found: dict[str, Any] = {}
-    for path, value in flat.items():
-        *above, name = path.split(".")
-        inner = found
-        for part in above:
-            inner = inner.setdefault(part, {})
-        inner[name] = value
-    return found
+    return unflatten({path.replace(".", "/"): value for path, value in flat.items()})
 
 
 def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
