@@ -3,8 +3,8 @@
     python benchmarks/mbrl.py --data hopper-medium=hopper-medium-n200000-s0.hdf5 --data halfcheetah-mixed=halfcheetah-mixed-n200000-s0.hdf5
     python benchmarks/mbrl.py --card
 
-50,000 updates, of which every 1,000th is followed by 10,000 rollouts of 5 steps; ensembles train for 30 epochs at most. What a run
-found is kept in results/mbrl with its ensemble's errors; the same command again goes on. TD3+BC on the same data is
+50,000 updates, of which every 1,000th is followed by 10,000 rollouts of 5 steps; ensembles train for 30 epochs at most; all in
+bfloat16. What a run found is kept in results/mbrl with its ensemble's errors; the same command again goes on. TD3+BC on the same data is
 benchmarks/offline.py's. `--card` writes the tables of cards/mbrl.md, benchmarks/mbrl_speed.py's among them.
 """
 
@@ -25,14 +25,15 @@ from offrl.recipes.config import resolve
 from offrl.recipes.mbrl import model_file
 
 RESULTS = offline.HERE / "results" / "mbrl"
-IMAGINED = ["--imagine.starts", "10000", "--imagine.horizon", "5", "--imagine.every", "1000", "--model.max-epochs", "30"]
+HALF = ["--precision", "bf16"]
+IMAGINED = [*HALF, "--imagine.starts", "10000", "--imagine.horizon", "5", "--imagine.every", "1000", "--model.max-epochs", "30"]
 # name: recipe, flags, seeds
 VARIANTS = {
     "unpenalised": ("mbrl", [*IMAGINED, "--penalty.weight", "0"], 3),
     "penalised": ("mbrl", IMAGINED, 3),
     "morel": ("mbrl", [*IMAGINED, "--penalty.weight", "0", "--penalty.kind", "max_pair_distance", "--penalty.halt", "1"], 1),
     "value-side": ("mbrl", [*IMAGINED, "--penalty.weight", "0", "--agent.members", "10"], 1),
-    "sac-n": ("sac", ["--agent.members", "10"], 1),
+    "sac-n": ("sac", [*HALF, "--agent.members", "10"], 1),
     "combo": ("combo", IMAGINED, 1),
 }
 
@@ -43,7 +44,7 @@ def train(recipe: str, name: str, source: str, seed: int, steps: int, variant: s
     if recipe == "sac":
         return
     data = load_dataset(source)
-    config = resolve(recipe, name, overrides={"model": {"max_epochs": 30}})
+    config = resolve(recipe, name, overrides={"model": {"max_epochs": 30}, "precision": "bf16"})
     file = RESULTS / "ensembles" / f"{name.replace('/', '-')}--{seed}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     _, meta = load_file(model_file(data, config, seed, pathlib.Path("runs/benchmarks/models")))

@@ -6,8 +6,9 @@
     python benchmarks/study.py sqlite:///study.db halfcheetah-mixed=halfcheetah-mixed-n200000-s0.hdf5
     python benchmarks/study.py --card
 
-The study's best and the default train on five fresh seeds for 50,000 updates. Each seed has an ensemble of its own, of ten members, of
-which both use as many as they are to. Trials and runs are kept in results/study; the same command again goes on.
+The study's best and the default train on five fresh seeds for 50,000 updates, in bfloat16. Each seed has an ensemble of its own, of seven
+members (the default's number), of which both use as many as they are to. Trials and runs are kept in results/study; the same command again
+goes on.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from offrl.stats import mean_ci, mean_difference_ci
 
 RESULTS = offline.HERE / "results" / "study"
 SEEDS, STEPS = range(10, 15), 50_000
-SHARED = ["--model.max-epochs", "30", "--model.trained", "10"]
+SHARED = ["--model.max-epochs", "30", "--model.trained", "7", "--precision", "bf16"]
 
 
 def keep_trials(url: str) -> None:
