@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ class Config:
     """Weight of the conservative term, beta."""
     rho: Literal["imagined", "mixed"] = "imagined"
     """States at which values are lowered: the imagined ones, or all."""
+    lowered: Annotated[float, Range(0.01, 1)] = 0.5
+    """Share of a batch's rows, imagined ones first, at which imagined states' values are lowered: what it costs is in proportion."""
     samples: Annotated[int, Range(1, 100)] = 10
     """Actions of each of three kinds over which the soft maximum is taken."""
     members: Annotated[int, Log(1, 1000)] = 2
@@ -56,10 +58,19 @@ class Config:
     """LayerNorm in the critics."""
 
 
+class Lowered(NamedTuple):
+    """Rows at which values are lowered."""
+
+    obs: Tensor  # (K, obs)
+    next_obs: Tensor  # (K, obs)
+    weight: Tensor  # (K,) 0: not here
+
+
 class COMBO(Agent):
     """COMBO, on batches in which `is_demo` (B,) is 1 for rows of the dataset and 0 for imagined ones.
 
-    A batch without imagined rows, or without the column, has its values lowered at its own states: CQL.
+    A batch without imagined rows, or without the column, has its values lowered at its own states: CQL. Where more rows are imagined than
+    `lowered` has room for, the first of them, which are as random as the batch, stand for all.
 
     Deviations from the paper: 1. the squared errors are not halved, as in the released code of CQL and OfflineRL-Kit, so that
     `conservative` is twice the paper's beta; 2. the backup leaves the entropy out, as there; 3. the temperature descends Eq. 18 of SAC
@@ -100,26 +111,35 @@ class COMBO(Agent):
             value = value - alpha * log_prob
         return batch.reward + c.gamma * batch.mask * value
 
-    def candidates(self, state, batch, eps) -> tuple[Tensor, Tensor]:
-        """Actions of three kinds for the soft maximum at each state, (3 samples, B, action), and their log densities (3 samples, B).
+    def lowered(self, batch) -> Lowered:
+        """The rows at which values are lowered: of a share of the batch that holds imagined rows first, those; or all."""
+        c, demo = self.config, batch.is_demo
+        if demo is None or c.rho == "mixed":
+            return Lowered(batch.obs, batch.next_obs, torch.ones_like(batch.mask))
+        first = demo.argsort(stable=True)[: math.ceil(c.lowered * len(demo))]
+        weight = torch.where((demo < 1).any(), 1 - demo, demo)
+        return Lowered(batch.obs[first], batch.next_obs[first], weight[first])
+
+    def candidates(self, state, rows: Lowered, eps) -> tuple[Tensor, Tensor]:
+        """Actions of three kinds for the soft maximum at each state, (3 samples, K, action), and their log densities (3 samples, K).
 
         They are uniform, the policy's at the state, and the policy's at the next state.
         """
-        actor, uniform = self.bind(state, "actor"), 2 * eps["random"] - 1
-        here, here_log = actor(batch.obs, eps["here"])
-        there, there_log = actor(batch.next_obs, eps["there"])
+        actor, (uniform, one, two) = self.bind(state, "actor"), (eps[name][:, : len(rows.obs)] for name in ("random", "here", "there"))
+        uniform = 2 * uniform - 1
+        here, here_log = actor(rows.obs, one)
+        there, there_log = actor(rows.next_obs, two)
         uniform_log = torch.full_like(here_log, -self.spec.action.size * math.log(2))
         return torch.cat([uniform, here, there]), torch.cat([uniform_log, here_log, there_log])
 
-    def critic_loss(self, state, batch, target, candidates, log_density):
+    def critic_loss(self, state, batch, target, rows: Lowered, candidates, log_density):
         c, critic = self.config, self.bind(state, "critic")
         values = critic(batch.obs, batch.action)
         error = twin_mse(values, target)
-        everywhere = critic(batch.obs.expand(len(candidates), -1, -1), candidates)
+        everywhere = critic(rows.obs.expand(len(candidates), -1, -1), candidates)
         soft_max = torch.logsumexp(everywhere - log_density, 1) - math.log(len(candidates))  # log of the integral of exp Q over actions
         demo = torch.ones_like(batch.mask) if batch.is_demo is None else batch.is_demo
-        lowered = torch.where((demo < 1).any(), 1 - demo, demo) if c.rho == "imagined" else torch.ones_like(demo)
-        gap = weighted_mean(soft_max, lowered) - weighted_mean(values, demo)
+        gap = weighted_mean(soft_max, rows.weight) - weighted_mean(values, demo)
         loss = error + c.conservative * gap.sum(0)  # Eq. 2
         return loss, {"critic/loss": loss, "critic/error": error, "critic/gap": gap.mean(), "critic/q": values.mean()}
 
@@ -137,8 +157,8 @@ class COMBO(Agent):
 
     def update(self, state, batches, noise):
         batch, eps, alpha = self.normalize(state, batches[0]), noise[0], self.alpha(state)
-        target = self.backup(state, batch, alpha, eps)
-        state, metrics = self.descend(state, "critic", self.critic_loss, batch, target, *self.candidates(state, batch, eps))
+        target, rows = self.backup(state, batch, alpha, eps), self.lowered(batch)
+        state, metrics = self.descend(state, "critic", self.critic_loss, batch, target, rows, *self.candidates(state, rows, eps))
         state, (more, log_prob) = self.descend(state, "actor", self.actor_loss, batch, alpha, eps)
         if self.config.alpha is None:
             state, most = self.descend(state, "temperature", self.temperature_loss, log_prob)

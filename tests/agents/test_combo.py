@@ -23,24 +23,26 @@ HALF = torch.tensor([1.0, 1, 0, 0, 0]).double()  # two rows of the dataset, thre
 
 
 class PerRow(nn.Module):
-    """Critics with a value of their own for every row of the batch, whatever the action."""
+    """Critics with a value of their own for every row of the batch, whatever the action; observations begin with their row."""
 
     def __init__(self):
         super().__init__()
         self.value = nn.Parameter(torch.arange(10.0).double().view(2, 5))
 
     def forward(self, obs, action):
-        return self.value if obs.ndim == 2 else self.value[:, None].expand(-1, len(obs), -1)
+        return self.value[:, obs[..., 0].long()]
 
 
 def sampled(agent, state, batch, seed: int = 0):
-    return agent.candidates(state, batch, draws(agent, len(batch.mask), seed)[0])
+    """Rows at which values are lowered, candidates there and their densities."""
+    lowered = agent.lowered(batch)
+    return lowered, *agent.candidates(state, lowered, draws(agent, len(batch.mask), seed)[0])
 
 
 def test_the_candidates_and_their_densities():
     agent = COMBO(COMBO.Config(**SMALL, samples=3), spec(3, 2))
     state, batch, (eps,) = start(agent), rows(5), draws(agent, 5)
-    actions, density = agent.candidates(state, batch, eps)
+    actions, density = agent.candidates(state, agent.lowered(batch), eps)
     assert actions.shape == (9, 5, 2) and density.shape == (9, 5)
     torch.testing.assert_close(actions[:3], 2 * eps["random"] - 1)
     np.testing.assert_allclose(density[:3], math.log(1 / 4))
@@ -53,13 +55,13 @@ def test_the_candidates_and_their_densities():
 
 
 def test_the_loss_by_hand():
-    """Two rows, one of them imagined; two candidates each; Q1 = 2 a1 and Q2 = 1."""
+    """Two rows, one of them imagined; two candidates there; Q1 = 2 a1 and Q2 = 1."""
     agent = COMBO(COMBO.Config(**SMALL, conservative=3.0), spec(3, 2))
     agent.bind = lambda state, group: lambda obs, action: torch.stack([2 * action[..., 0], torch.ones_like(action[..., 0])])
     batch = rows(2, action=torch.tensor([[0.5, 0], [-0.25, 0]]).double(), is_demo=torch.tensor([1.0, 0]).double())
-    candidates = torch.tensor([[[0.0, 0], [0.1, 0]], [[1.0, 0], [-0.3, 0]]]).double()  # (candidate, row, action)
-    density = torch.tensor([[0.2, -0.1], [0.0, 0.4]]).double()
-    loss, metrics = agent.critic_loss({}, batch, torch.tensor([1.5, -0.5]).double(), candidates, density)
+    candidates = torch.tensor([[[0.1, 0.0]], [[-0.3, 0.0]]]).double()  # (candidate, row, action)
+    density = torch.tensor([[-0.1], [0.4]]).double()
+    loss, metrics = agent.critic_loss({}, batch, torch.tensor([1.5, -0.5]).double(), agent.lowered(batch), candidates, density)
     error = (0.5**2 + 0.0**2) / 2 + (0.5**2 + 1.5**2) / 2
     gap1 = math.log((math.exp(0.2 + 0.1) + math.exp(-0.6 - 0.4)) / 2) - 1.0  # at the imagined row, less the data row's value
     gap2 = math.log((math.exp(1 + 0.1) + math.exp(1 - 0.4)) / 2) - 1.0
@@ -79,17 +81,23 @@ def test_the_soft_maximum_estimates_the_integral_over_actions(slope):
     assert metrics["critic/gap"].item() + slope * batch.action.mean().item() == pytest.approx(math.log(integral), abs=0.01)
 
 
-@pytest.mark.parametrize("rho, is_demo, push", [
-    ("imagined", HALF, [-1 / 2, -1 / 2, 1 / 3, 1 / 3, 1 / 3]),
-    ("mixed", HALF, [1 / 5 - 1 / 2, 1 / 5 - 1 / 2, 1 / 5, 1 / 5, 1 / 5]),
-    ("imagined", None, [0.0] * 5),  # the data's states both ways
-    ("imagined", torch.ones(5).double(), [0.0] * 5),
-    ("imagined", torch.zeros(5).double(), [1 / 5] * 5),
+@pytest.mark.parametrize("rho, lowered, is_demo, push", [
+    ("imagined", 1.0, HALF, [-1 / 2, -1 / 2, 1 / 3, 1 / 3, 1 / 3]),
+    ("imagined", 0.5, HALF, [-1 / 2, -1 / 2, 1 / 3, 1 / 3, 1 / 3]),  # room for three rows
+    ("imagined", 0.5, HALF.flip(0), [1 / 3, 1 / 3, 1 / 3, -1 / 2, -1 / 2]),
+    ("imagined", 0.4, HALF, [-1 / 2, -1 / 2, 1 / 2, 1 / 2, 0]),  # for two: they stand for the third
+    ("imagined", 0.5, torch.tensor([1.0, 1, 1, 1, 0]).double(), [-1 / 4, -1 / 4, -1 / 4, -1 / 4, 1]),
+    ("mixed", 0.5, HALF, [1 / 5 - 1 / 2, 1 / 5 - 1 / 2, 1 / 5, 1 / 5, 1 / 5]),
+    ("imagined", 0.5, None, [0.0] * 5),  # the data's states both ways
+    ("imagined", 1.0, torch.ones(5).double(), [0.0] * 5),
+    ("imagined", 1.0, torch.zeros(5).double(), [1 / 5] * 5),
 ])  # fmt: skip
-def test_imagined_rows_are_pushed_down_and_the_datas_up(rho, is_demo, push):
+def test_imagined_rows_are_pushed_down_and_the_datas_up(rho, lowered, is_demo, push):
     """The gradient of the conservative term on each row's value, the errors being zero."""
-    agent = stubbed(COMBO, COMBO.Config(**SMALL, rho=rho, conservative=2.0, samples=2), spec(3, 2), critic=PerRow)
+    config = COMBO.Config(**SMALL, rho=rho, lowered=lowered, conservative=2.0, samples=2)
+    agent = stubbed(COMBO, config, spec(3, 2), critic=PerRow)
     state, batch = start(agent), rows(5)._replace(is_demo=is_demo)
+    batch = batch._replace(obs=torch.cat([torch.arange(5.0, dtype=torch.float64)[:, None], batch.obs[:, 1:]], 1))
     actions = sampled(agent, state, batch)
 
     def of(tree):
@@ -107,10 +115,11 @@ def test_candidates_of_greater_value_are_pushed_harder():
 
     def of(values):
         agent.bind = lambda state, group: lambda obs, action: nothing if obs.ndim == 2 else values
-        return agent.critic_loss({}, batch, nothing[0], torch.zeros(3, 5, 1).double(), torch.zeros(3, 5).double())[0]
+        candidates, density = torch.zeros(3, 3, 1).double(), torch.zeros(3, 3).double()  # at the three imagined rows
+        return agent.critic_loss({}, batch, nothing[0], agent.lowered(batch), candidates, density)[0]
 
-    values = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    torch.testing.assert_close(torch.func.grad(of)(values), values.softmax(1) * (1 - HALF) / 3)
+    values = torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(torch.func.grad(of)(values), values.softmax(1) / 3)
 
 
 @pytest.mark.parametrize("members", [2, 3])
@@ -140,5 +149,5 @@ def test_marked_rows_compile_and_stack():
     both, _ = accelerate(agent.update, stacked=True)(stack([state, state]), batches, noise)
     assert max(difference(alone, unstack(both, i)) for i in range(2)) < 1e-12
     loss = torch.compile(agent.critic_loss, fullgraph=True, backend="eager")
-    actions = agent.candidates(state, batch, eps[0])
+    actions = sampled(agent, state, batch)
     assert loss(state, batch, batch.reward, *actions)[0] == agent.critic_loss(state, batch, batch.reward, *actions)[0]
