@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -139,8 +141,10 @@ class Dynamics:
         self.scale = {name: tensor.to(device) for name, tensor in _scale(inputs[train], targets[train]).items()}
         x, y = self._standard(inputs.to(device), "input"), self._standard(targets.to(device), "target")
         self.net = self._network(seed).to(device)
-        parts = [(members, self._stepper(net, mode, precision)) for members, net in _parts(self.net, threads or torch.get_num_threads())]
-        epochs = self._train(x, y, train, held, seed, parts, progress or (lambda *_: None))
+        threads = 1 if x.device.type != "cpu" else threads or torch.get_num_threads()
+        shares = divided(self.config.members, threads)
+        steps = {piece.members: self._stepper(_part(self.net, *piece.members), mode, precision) for share in shares for piece in share}
+        epochs = self._train(x, y, train, held, seed, shares, steps, progress or (lambda *_: None))
         error, self.score = self._held_out(x[held], y[held])
         still = self._standard(torch.zeros_like(targets[:1], device=device), "target")
         still[:, data.spec.obs.size :] = 0
@@ -156,7 +160,7 @@ class Dynamics:
     def _standard(self, values: Tensor, which: str) -> Tensor:
         return (values - self.scale[f"{which}_mean"]) / self.scale[f"{which}_std"]
 
-    def _train(self, x, y, train, held, seed, parts, progress) -> int:
+    def _train(self, x, y, train, held, seed, shares, steps, progress) -> int:
         """Epochs until no member gains any longer on the rows held out; leaves each member's best weights in the net."""
         c, members = self.config, self.config.members
         draw = generator(seed, "bootstrap")
@@ -166,16 +170,25 @@ class Dynamics:
         kept = [p.detach().clone() for p in self.net.parameters()]
         mark, waited = best.clone(), 0
 
-        def learn(members: slice, step: Callable[[Tensor, Tensor], None]) -> None:
-            for first in range(0, len(train) - batch + 1, batch):
-                chosen = rows[members, first : first + batch]
-                step(x[chosen], y[chosen])
+        count = len(train) // batch  # steps in an epoch
+
+        def learn(share: list[Piece]) -> None:
+            for piece in share:
+                if piece.begin > 0:
+                    done[piece.members].wait()
+                try:
+                    for first in range(round(piece.begin * count) * batch, round(piece.end * count) * batch, batch):
+                        chosen = rows[slice(*piece.members), first : first + batch]
+                        steps[piece.members](x[chosen], y[chosen])
+                finally:
+                    done[piece.members].set()
 
         for epoch in range(1, c.max_epochs + 1):
             order = torch.rand(own.shape, generator=draw).argsort(1)
             rows = own.gather(1, order).to(x.device)
-            with threads_of_their_own(len(parts)) as pool:
-                list(pool.map(learn, *zip(*parts)))
+            done = {members: threading.Event() for members in steps}
+            with threads_of_their_own(len(shares)) as pool:
+                list(pool.map(learn, shares))
             error, score = self._held_out(x[held], y[held])
             if not torch.isfinite(score).all():
                 raise DataError(f"the dynamics model diverged in epoch {epoch}; a lower model.lr may help")
@@ -283,18 +296,40 @@ class Dynamics:
             raise ValueError(f"not the weights of this ensemble: {error}") from error
 
 
-def _parts(net: Ensemble, threads: int) -> list[tuple[slice, Ensemble]]:
-    """The members in one part for each thread, each with a network of them whose weights are those of `net`; on a GPU in one.
+class Piece(NamedTuple):
+    """What a thread does of an epoch: some members' steps, from one share of them to another."""
 
-    Members learn nothing from each other, and two threads with products of their own are faster than two that share each product.
+    members: tuple[int, int]  # from, to
+    begin: Fraction
+    end: Fraction
+
+
+def divided(members: int, threads: int) -> list[list[Piece]]:
+    """The pieces of each thread, in its order: all threads have as much to do, and none has more than there are members.
+
+    By McNaughton's wrap-around rule (1959): a member that falls to two threads is the first thing that one does and the last of the next.
+    Members learn nothing from each other, and threads with products of their own are faster than threads that share each product.
     """
-    count, device = len(net.max_log_var), net.max_log_var.device
-    parts = []
-    for members in torch.arange(count).chunk(threads if device.type == "cpu" else 1):
-        parts.append((slice(int(members[0]), int(members[-1]) + 1), copy.deepcopy(net)))
-        for own, whole in zip(parts[-1][1].parameters(), net.parameters()):
-            own.data = whole.data[parts[-1][0]]
-    return parts
+    share = max(Fraction(1), Fraction(members, threads))
+    found = []
+    for i in range(math.ceil(members / share)):
+        begin, end = i * share, (i + 1) * share
+        first, last = math.ceil(begin), math.floor(end)
+        pieces = [
+            Piece((last, last + 1), Fraction(0), end - last),
+            Piece((first, last), Fraction(0), Fraction(1)),
+            Piece((first - 1, first), begin - (first - 1), Fraction(1)),
+        ]
+        found.append([piece for piece in pieces if piece.members[0] < piece.members[1] and piece.begin < piece.end])
+    return found
+
+
+def _part(net: Ensemble, first: int, last: int) -> Ensemble:
+    """A network of some members, whose weights are those of `net`."""
+    part = copy.deepcopy(net)
+    for own, whole in zip(part.parameters(), net.parameters()):
+        own.data = whole.data[first:last]
+    return part
 
 
 def _rows(data: Dataset) -> tuple[Tensor, Tensor, np.ndarray]:

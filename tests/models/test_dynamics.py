@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from offrl.core.space import Discrete
 from offrl.data.dataset import DataError, Dataset
-from offrl.models.dynamics import Config, Dynamics, Ensemble, ensemble_loss
+from offrl.models.dynamics import Config, Dynamics, Ensemble, divided, ensemble_loss
 
 SMALL = {"members": 3, "elites": 2, "hidden": (64, 64)}
 A = np.array([[0.9, 0.2, 0.0], [-0.1, 0.8, 0.1], [0.0, 0.3, 0.7]])
@@ -215,6 +216,26 @@ def test_equal_seeds_fit_equal_models_and_others_do_not():
         states.append(model.state_dict())
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
     assert not torch.equal(states[0]["weights.0"], states[2]["weights.0"])
+
+
+@pytest.mark.parametrize("members", range(1, 9))
+@pytest.mark.parametrize("threads", range(1, 10))
+def test_threads_divide_an_epoch_evenly(members, threads):
+    """Each member is learned once and whole, each thread has as much to do, and its waits are over before they begin."""
+    shares, found = divided(members, threads), {}
+    assert len(shares) == min(members, threads)
+    for share in shares:
+        now = 0
+        for piece in share:
+            begin, now = now, now + (piece.end - piece.begin) * (piece.members[1] - piece.members[0])
+            for member in range(*piece.members):
+                found.setdefault(member, []).append((piece.begin, piece.end, begin, now))
+        assert now == max(1, Fraction(members, threads))
+    assert sorted(found) == list(range(members))
+    for pieces in map(sorted, found.values()):
+        assert pieces[0][0] == 0 and pieces[-1][1] == 1
+        for (_, end, _, over), (begin, _, now, _) in zip(pieces, pieces[1:]):
+            assert begin == end and over <= now
 
 
 def test_threads_divide_the_members_and_change_nothing_else():
