@@ -41,11 +41,14 @@ def in_units(given: Any) -> tuple[Any, Tensor, Tensor]:
 
 
 def by_recent(obs: Observation) -> tuple[Observation, Tensor]:
-    """The observation in units of the stores' mean demand in its window of past demand, and these units (B, 1): sales drift."""
+    """The observation in units of the stores' mean demand in its window of past demand, and these units (B, 1): sales drift.
+
+    Mean and standard deviation are the window's, too: those of all training periods would tell in training what is to come.
+    """
     level = obs.past.mean((1, 2))[:, None].clamp_min(LEAST)
+    inventory, past = obs.inventory / level[..., None], obs.past / level[..., None]
     values = obs.values._replace(capacity=obs.values.capacity / level)
-    scaled = {"inventory": obs.inventory / level[..., None], "past": obs.past / level[..., None], "mean": obs.mean / level}
-    return obs._replace(values=values, std=obs.std / level, **scaled), level
+    return obs._replace(inventory=inventory, past=past, values=values, mean=past.mean(-1), std=past.std(-1, correction=0)), level
 
 
 class MLPPolicy(nn.Module):
