@@ -27,10 +27,14 @@ from offrl.recipes.mbrl import model_file
 RESULTS = offline.HERE / "results" / "mbrl"
 HALF = ["--precision", "bf16"]
 IMAGINED = [*HALF, "--imagine.starts", "10000", "--imagine.horizon", "5", "--imagine.every", "1000", "--model.max-epochs", "30"]
+MOPO = ["--penalty.kind", "max_std_norm", "--penalty.units", "raw"]
+# weights that OfflineRL-Kit suggests for the D4RL datasets that are most like these
+WEIGHTS = {"hopper-medium": ["--penalty.weight", "5"], "halfcheetah-mixed": ["--penalty.weight", "0.5"]}
 # name: recipe, flags, seeds
 VARIANTS = {
     "unpenalised": ("mbrl", [*IMAGINED, "--penalty.weight", "0"], 3),
-    "penalised": ("mbrl", IMAGINED, 3),
+    "penalised": ("mbrl", [*IMAGINED, *MOPO], 3),  # and WEIGHTS
+    "default": ("mbrl", IMAGINED, 1),
     "morel": ("mbrl", [*IMAGINED, "--penalty.weight", "0", "--penalty.kind", "max_pair_distance", "--penalty.halt", "1"], 1),
     "value-side": ("mbrl", [*IMAGINED, "--penalty.weight", "0", "--agent.members", "10"], 1),
     "sac-n": ("sac", [*HALF, "--agent.members", "10"], 1),
@@ -104,7 +108,8 @@ def main() -> None:
         recipe, flags, seeds = VARIANTS[variant]
         for data in args.data:
             name, _, path = data.partition("=")
-            jobs += [(recipe, name, path or name, seed, args.steps, variant, flags) for seed in range(seeds)]
+            more = WEIGHTS[name] if variant == "penalised" else []
+            jobs += [(recipe, name, path or name, seed, args.steps, variant, [*flags, *more]) for seed in range(seeds)]
     with ThreadPoolExecutor(args.workers) as pool:
         list(pool.map(lambda job: train(*job), jobs))
 

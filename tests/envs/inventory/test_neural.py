@@ -93,6 +93,18 @@ def test_other_units_change_nothing_but_the_units(kind):
     torch.testing.assert_close(agent.cost(params, dearer), 3 * agent.cost(params, given))
 
 
+@pytest.mark.parametrize("kind", ["data_driven", "gnn"])
+def test_who_sees_past_demand_does_not_see_its_mean_in_training(kind):
+    """Over the training periods this mean would tell what is to come in them."""
+    net = network()
+    given = scenarios(net, window=3)
+    agent, params = agent_of(kind, net, given)
+    other = given._replace(mean=3 * given.mean, std=2 * given.std)
+    torch.testing.assert_close(orders(agent, params, other), orders(agent, params, given))
+    other = given._replace(past=given.past.flip(-1))
+    assert (orders(agent, params, other) - orders(agent, params, given)).abs().max() > 1e-9
+
+
 def test_a_graph_policy_does_not_care_in_what_order_stores_are():
     net, turned = network(), [2, 0, 1]
     costs = ((1.0, 9.0), (0.8, 7.0), (1.2, 8.0))
