@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -38,11 +39,10 @@ def run(agent: str, name: str, source: str, seed: int, steps: int, label: str, f
     command += ["--runs", "runs/benchmarks", "--eval-every", "5000", "--checkpoint-every", "5000", *flags]
     start = time.time()
     done = subprocess.run(command, capture_output=True, text=True)
-    folder = next((line.removeprefix("run: ") for line in done.stdout.splitlines() if line.startswith("run: ")), None)
-    if folder is None:
+    if (folder := re.search("^run: (.+)$", done.stdout, re.M) or re.search("^offrl: (.+) is finished", done.stderr, re.M)) is None:
         print(f"{label} {name} {seed}: {done.stdout[-500:]}{done.stderr[-800:]}", file=sys.stderr, flush=True)
         return
-    found = summary(pathlib.Path(folder)) | {"dataset": name, "seconds": round(time.time() - start), "commit": commit()}
+    found = summary(pathlib.Path(folder[1])) | {"dataset": name, "seconds": round(time.time() - start), "commit": commit()}
     results.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(found, indent=1))
     estimate = found["result"].get("score", found["result"]["return"])

@@ -130,9 +130,9 @@ class Dynamics:
     ) -> Fitted:
         """Train on the usable rows of `data` but those held out.
 
-        mode, precision: as of an agent's update (eager or compile; fp32 or bf16). threads: on a CPU, parts of the ensemble that train at
-        once; by default as many as torch has threads. progress(epoch, of at most, held-out error) is called
-        after each epoch, the error being the mean squared one in standard units. Where there is one episode alone its end is held out,
+        mode, precision: as of an agent's update (eager or compile; fp32 or bf16). threads: on a CPU, in eager mode, members train in so many
+        at once; by default as many as torch has. progress(epoch, of at most, held-out error) is called after each epoch, the error being
+        the mean squared one in standard units. Where there is one episode alone its end is held out,
         with a warning. Raises DataError for discrete actions, numbers that are not finite, and fewer than 10 usable rows.
         """
         inputs, targets, episode = _rows(data)
@@ -141,8 +141,8 @@ class Dynamics:
         self.scale = {name: tensor.to(device) for name, tensor in _scale(inputs[train], targets[train]).items()}
         x, y = self._standard(inputs.to(device), "input"), self._standard(targets.to(device), "target")
         self.net = self._network(seed).to(device)
-        threads = 1 if x.device.type != "cpu" else threads or torch.get_num_threads()
-        shares = divided(self.config.members, threads)
+        alone = x.device.type != "cpu" or mode != "eager"  # a compiler must not run in several threads
+        shares = divided(self.config.members, 1 if alone else threads or torch.get_num_threads())
         steps = {piece.members: self._stepper(_part(self.net, *piece.members), mode, precision) for share in shares for piece in share}
         epochs = self._train(x, y, train, held, seed, shares, steps, progress or (lambda *_: None))
         error, self.score = self._held_out(x[held], y[held])

@@ -163,3 +163,16 @@ def test_nan_and_a_single_episode(tmp_path):
 def test_what_is_known_of_a_run(tmp_path):
     about = read_about(train(tmp_path))
     assert (about["recipe"], about["algorithm"]) == ("mbrl", "sac")
+
+
+@pytest.mark.parametrize("dataset, kind, units, weight, horizon", [
+    ("hopper-medium-v2", "max_std_norm", "raw", 5.0, 5),
+    ("hopper-medium-replay-v2", "max_std_norm", "raw", 2.5, 5),
+    ("walker2d-medium-v2", "max_std_norm", "raw", 0.5, 5),
+    ("walker2d-medium-replay-v2", "max_std_norm", "raw", 2.5, 1),
+    ("halfcheetah-medium-expert-v2", "max_std_norm", "raw", 2.5, 5),
+    ("offrl/hopper-medium-v0", "ensemble_std", "normalised", 1.0, 5),
+])  # fmt: skip
+def test_the_penalty_is_the_published_one_on_the_datasets_that_have_one(dataset, kind, units, weight, horizon):
+    config = resolve("mbrl", dataset)
+    assert (config.penalty.kind, config.penalty.units, config.penalty.weight, config.imagine.horizon) == (kind, units, weight, horizon)
