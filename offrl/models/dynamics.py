@@ -132,7 +132,8 @@ class Dynamics:
 
         mode, precision: as of an agent's update (eager or compile; fp32 or bf16). threads: on a CPU, in eager mode, members train in so
         many at once; by default as many as torch has. progress(epoch, of at most, held-out error) is called after each epoch, the error
-        being the mean squared one in standard units. Where there is one episode alone its end is held out, with a warning. Raises DataError for discrete actions, numbers that are not finite, and fewer than 10 usable rows.
+        being the mean squared one in standard units. Where there is one episode alone its end is held out, with a warning.
+        Raises DataError for discrete actions, numbers that are not finite, and fewer than 10 usable rows.
         """
         inputs, targets, episode = _rows(data)
         train, held = _split(episode, self.config.holdout, seed)
