@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -75,8 +76,7 @@ class Config(Generic[N]):
     checkpoint_every: Annotated[int, Range(1)] = 500
     """Gradient steps between checkpoints."""
     mode: Literal["auto", "eager", "compile"] = "auto"
-    """Whether a period is one compiled graph; auto: from 500 steps on, where there
-    is a C++ compiler."""
+    """Whether a period is one compiled graph; auto: from 500 steps on, where there is a C++ compiler."""
 
 
 def resolve(name: str, preset: str | None = None, overrides: dict[str, Any] | None = None) -> Config:
@@ -162,10 +162,12 @@ def train(
 
 
 def fingerprint(problem: Any) -> str:
-    """Of what is simulated: the network, and the first training scenario."""
-    net, first = problem.network, problem.scenario("train", 0, 1)
-    tensors = {key: value.tolist() for key, value in net.values._asdict().items()} | {"demand": first.demand.tolist()}
-    return digest({"nodes": net.nodes, "edges": net.edges, "unmet": net.unmet, "objective": net.objective} | tensors)
+    """Of what is simulated: the network and all its history, or the first of the scenarios that a setting draws."""
+    net, recorded = problem.network, isinstance(problem, Observed)
+    demand = problem.history.demand if recorded else problem.scenario("train", 0, 1).demand
+    parts = {key: value.tolist() for key, value in net.values._asdict().items()}
+    parts |= {"nodes": net.nodes, "edges": net.edges, "unmet": net.unmet, "objective": net.objective}
+    return digest(parts | {"demand": hashlib.sha256(demand.contiguous().numpy().tobytes()).hexdigest()})
 
 
 def _train(name: str, config: Config, problem: Any, seed: int, folder: Path, fresh: bool, progress: Any) -> None:

@@ -76,6 +76,8 @@ def test_a_network_of_ones_own_is_trained_and_split_by_time(tmp_path):
     run = train(tmp_path / "runs", **own_network(tmp_path, [5 + i % 3 for i in range(100)]), steps=6)
     result = read_json(run / "result.json")
     assert result["holding"].keys() == {"depot", "shop"} and "reference" not in result and run.parts[-3] == "net"
+    other = train(tmp_path / "runs", **own_network(tmp_path, [5 + i % 3 for i in range(99)] + [9]), steps=6)
+    assert other.parent != run.parent  # other demand, if only in the last week
 
 
 def test_a_store_that_sells_nothing_while_training_is_named(tmp_path):
