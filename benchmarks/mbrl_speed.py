@@ -2,9 +2,11 @@
 
     python benchmarks/mbrl_speed.py
 
-Cases take turns in one process, so that a change of the machine's speed meets all alike: an epoch of `Dynamics.fit` (members of 4x200,
-batch 256, 23 inputs, 18 outputs; the evaluation on rows held out included), five steps of SAC's policy from 50,000 starts with a penalty,
-and SAC with ten critics of 3x256. Results go to results/mbrl_speed.json and, through benchmarks/mbrl.py --card, into cards/mbrl.md.
+Cases take turns in one process, so that a change of the machine's speed meets all alike: products of 256 x 256 matrices, which say what
+the machine gives that day (a step of the ensemble is 1.4 GFLOP of products, an update of SAC-N about 4.5); an epoch of `Dynamics.fit`
+(members of 4x200, batch 256, 23 inputs, 18 outputs; the evaluation on rows held out included); five steps of SAC's policy from 50,000
+starts with a penalty; and SAC with ten critics of 3x256. Results go to results/mbrl_speed.json and, through benchmarks/mbrl.py --card,
+into cards/mbrl.md.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import speed
 import torch
 
 from offrl.agents.sac import SAC, Config
+from offrl.core.machine import threads_of_their_own
 from offrl.core.space import Box
 from offrl.core.types import Spec
 from offrl.data.dataset import Dataset
@@ -48,6 +51,23 @@ def dataset() -> Dataset:
     ends = (torch.arange(ROWS) % 1000 == 999).numpy()
     columns = [column.numpy() for column in (obs, action, reward)]
     return Dataset.from_arrays(*columns, ends & False, ends, obs.roll(-1, 0).numpy())
+
+
+def products():
+    """GFLOP/s of matrix products, in threads of their own."""
+
+    def work(_) -> None:
+        x = torch.randn(256, 256)
+        for _ in range(2000):
+            x @ x
+
+    def measure() -> float:
+        count, begin = torch.get_num_threads(), time.perf_counter()
+        with threads_of_their_own(count) as pool:
+            list(pool.map(work, range(count)))
+        return count * 2000 * 2 * 256**3 / 1e9 / (time.perf_counter() - begin)
+
+    return measure
 
 
 def ensemble(data: Dataset, precision: str):
@@ -98,7 +118,7 @@ def table(found: dict) -> str:
     for case, rates in found["cases"].items():
         digits = 0 if "transitions" in case else 1
         shown = "{median:,.{d}f} [{min:,.{d}f}, {max:,.{d}f}]".format(**rates, d=digits)
-        lines.append(f"| {case} | {shown} | {PEERS[case]} |")
+        lines.append(f"| {case} | {shown} | {PEERS.get(case, '')} |")
     return "\n".join(lines) + "\n"
 
 
@@ -109,7 +129,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     data = dataset()
-    cases = {f"ensemble 7 {precision}, steps/s": ensemble(data, precision) for precision in ("fp32", "bf16")}
+    cases = {"products fp32, GFLOP/s": products()}
+    cases |= {f"ensemble 7 {precision}, steps/s": ensemble(data, precision) for precision in ("fp32", "bf16")}
     cases |= {f"imagination {members}, transitions/s": imagination(data, members) for members in (5, 7)}
     cases |= {f"SAC-N 10 {precision}, updates/s": learning(precision, 3.0) for precision in ("fp32", "bf16")}
     slices: dict[str, list[dict]] = {case: [] for case in cases}
