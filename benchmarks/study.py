@@ -50,15 +50,16 @@ def table() -> str:
         values = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in t["params"].values()]
         lines.append(f"| {t['number']}{' (the default)' * (t['number'] == 0)} | {t['value']:.1f} | " + " | ".join(values) + " |")
     lines += ["", "| on fresh seeds | after 20,000 updates, as in the study | after 50,000 | mean (95 % interval) |", "|---|---|---|---|"]
-    scores = {}
+    scores, early = {}, {}
     for (_, label), runs in offline.groups(RESULTS / "runs").items():
         scores[label] = [each["result"]["score"]["mean"] for each in runs]
-        early = [row["eval/normalized_score_mean"] for each in runs for row in each["curve"] if row["step"] == 20_000]
-        shown = [", ".join(f"{score:.1f}" for score in column) for column in (early, scores[label])]
+        early[label] = [row["eval/normalized_score_mean"] for each in runs for row in each["curve"] if row["step"] == 20_000]
+        shown = [", ".join(f"{score:.1f}" for score in column[label]) for column in (early, scores)]
         lines.append(f"| {label} | {shown[0]} | {shown[1]} | {'{:.1f} ({:.1f} to {:.1f})'.format(*mean_ci(scores[label]))} |")
     if len(scores) == 2:
-        difference = mean_difference_ci(scores["best"], scores["default"], paired=True)
-        lines += ["", "Best less default, by seed: {:+.1f} ({:+.1f} to {:+.1f}).".format(*difference)]
+        apart = [mean_difference_ci(each["best"], each["default"], paired=True) for each in (early, scores)]
+        then, now = ("{:+.1f} ({:+.1f} to {:+.1f})".format(*difference) for difference in apart)
+        lines += ["", f"Best less default, by seed: after 20,000 updates {then}, after 50,000 {now}."]
     return "\n".join(lines) + "\n"
 
 
