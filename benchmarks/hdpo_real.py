@@ -37,7 +37,7 @@ RESULTS = offline.HERE / "results" / "hdpo_real"
 EVERY = 20  # steps between evaluations on dev
 # name: setting, config, rates, steps, batch size
 CASES = {
-    "single": (RealOneStore, Config(policy="data_driven", hidden=(64, 64)), (1e-3, 3e-3, 1e-2), 1000, 2048),
+    "single": (RealOneStore, Config(policy="data_driven", hidden=(64, 64)), (1e-3, 3e-3, 1e-2), 300, 2048),
     "warehouses": (RealWarehouses, Config(policy="gnn", clip=1.0, rounds=2, width=64), (1e-3, 3e-3), 800, 72),
 }
 
