@@ -124,14 +124,6 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_card() -> None:
-    path, mark = offline.HERE / "cards" / "hdpo.md", "<!-- optima -->\n"
-    before, _, after = path.read_text().partition(mark)
-    _, heading, rest = after.partition("\n## ")
-    path.write_text(before + mark + table() + heading + rest)
-    print(path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("groups", nargs="*", choices=["lost", "backlog", "serial", "transshipment", []])
@@ -141,7 +133,7 @@ def main() -> None:
     parser.add_argument("--card", action="store_true", help="only write the card")
     args = parser.parse_args()
     if args.card:
-        return write_card()
+        return offline.fill("hdpo.md", {"optima": table()})
     todo = [(cell, seed) for group in args.groups for cell in cells(group) for seed in range(args.seeds) if args.only in (None, cell[0])]
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
         list(pool.map(run, *zip(*todo)))

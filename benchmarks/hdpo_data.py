@@ -103,21 +103,13 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_card() -> None:
-    path, mark = offline.HERE / "cards" / "hdpo.md", "<!-- data -->\n"
-    before, _, after = path.read_text().partition(mark)
-    _, heading, rest = after.partition("\n## ")
-    path.write_text(before + mark + table() + heading + rest)
-    print(path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--card", action="store_true", help="only write the card")
     args = parser.parse_args()
     if args.card:
-        return write_card()
+        return offline.fill("hdpo.md", {"data": table()})
     jobs = [(name, policy, size) for size in SIZES for name in PROBLEMS for policy in POLICIES]
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
         list(pool.map(run, *zip(*jobs)))

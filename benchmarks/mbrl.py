@@ -80,19 +80,6 @@ def ensembles() -> str:
     return "\n".join(rows)
 
 
-def write_card() -> None:
-    """Puts each table below its mark, up to the next heading."""
-    path = offline.HERE / "cards" / "mbrl.md"
-    text = path.read_text()
-    tables = {"scores": scores(), "ensembles": ensembles(), "speed": mbrl_speed.table(json.loads(mbrl_speed.RESULT.read_text()))}
-    for name, table in tables.items():
-        before, mark, after = text.partition(f"<!-- {name} -->\n")
-        _, heading, rest = after.partition("\n## ")
-        text = before + mark + table + "\n" + heading + rest
-    path.write_text(text)
-    print(path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", action="append", default=[], help="an id, or NAME=PATH")
@@ -102,7 +89,8 @@ def main() -> None:
     parser.add_argument("--card", action="store_true", help="only write the card")
     args = parser.parse_args()
     if args.card:
-        return write_card()
+        speeds = mbrl_speed.table(json.loads(mbrl_speed.RESULT.read_text()))
+        return offline.fill("mbrl.md", {"scores": scores() + "\n", "ensembles": ensembles() + "\n", "speed": speeds})
     jobs = []
     for variant in args.variants:
         recipe, flags, seeds = VARIANTS[variant]

@@ -67,6 +67,20 @@ def data_score(run: dict) -> float:
     return float(normalize([run["about"]["data"]["return_mean"]], spec["ref_min"], spec["ref_max"])[0])
 
 
+def fill(card: str, tables: dict[str, str]) -> None:
+    """Puts each table below its mark in a card, in the place of what is there up to the next heading."""
+    path = HERE / "cards" / card
+    text = path.read_text()
+    for name, table in tables.items():
+        before, mark, after = text.partition(f"<!-- {name} -->\n")
+        if not mark:
+            raise ValueError(f"{path} has no mark <!-- {name} -->")
+        _, heading, rest = after.partition("\n## ")
+        text = before + mark + table + heading + rest
+    path.write_text(text)
+    print(path)
+
+
 HEADS = ["dataset", "env", "agent", "updates", "seeds", "final score, mean (95 % interval over seeds)"]
 HEADS += ["each seed", "mean of the last evaluations", "data"]
 
