@@ -1,12 +1,13 @@
 """How fast ensembles are trained and imagine, and SAC-N learns, with two threads.
 
-    python benchmarks/mbrl_speed.py
+    python benchmarks/mbrl_speed.py [--jax ENV]
 
 Cases take turns in one process, so that a change of the machine's speed meets all alike: products of 256 x 256 matrices, which say what
 the machine gives that day (a step of the ensemble is 1.4 GFLOP of products, an update of SAC-N about 4.5); an epoch of `Dynamics.fit`
 (members of 4x200, batch 256, 23 inputs, 18 outputs; the evaluation on rows held out included); five steps of SAC's policy from 50,000
-starts with a penalty; and SAC with ten critics of 3x256. Results go to results/mbrl_speed.json and, through benchmarks/mbrl.py --card,
-into cards/mbrl.md.
+starts with a penalty; and SAC with ten critics of 3x256. Beside the ensemble the same step as it is mostly written, a plain loop with
+torch's own threads, and with `--jax` in JAX (peers/jax_ensemble.py says how to make its environment). Results go to
+results/mbrl_speed.json and, through benchmarks/mbrl.py --card, into cards/mbrl.md.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pathlib
 import platform
+import subprocess
 import time
 
 import offline
@@ -82,6 +85,36 @@ def ensemble(data: Dataset, precision: str):
     return measure
 
 
+def plain(data: Dataset):
+    """The step as it is mostly written: products over all members by torch's own threads."""
+    t = data.transitions()
+    x, y = torch.cat([t.obs, t.action], 1), torch.cat([t.next_obs - t.obs, t.reward[:, None]], 1)
+    net = dynamics.Ensemble((OBS + ACTION, *[200] * 4, OBS + 1), 7)
+    adam = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=2.5e-5)
+
+    def measure() -> float:
+        rows, begin = torch.randint(len(x), (200, 7, 256)), time.perf_counter()
+        for chosen in rows:
+            adam.zero_grad()
+            dynamics.ensemble_loss(net, x[chosen], y[chosen], 0.01).backward()
+            adam.step()
+        return len(rows) / (time.perf_counter() - begin)
+
+    return measure
+
+
+def jax(env: pathlib.Path):
+    worker = offline.HERE / "peers" / "jax_ensemble.py"
+    process = subprocess.Popen([env / "bin" / "python", worker], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    version = process.stdout.readline().strip()
+
+    def measure() -> float:
+        print(file=process.stdin, flush=True)
+        return float(process.stdout.readline())
+
+    return version, measure
+
+
 def imagination(data: Dataset, members: int):
     model = Dynamics(dynamics.Config(members=members, elites=5, max_epochs=1))
     model.fit(data)
@@ -126,10 +159,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--jax", type=pathlib.Path, metavar="ENV")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     data = dataset()
-    cases = {"products fp32, GFLOP/s": products()}
+    cases = {"products fp32, GFLOP/s": products(), "ensemble 7 fp32, a plain loop, steps/s": plain(data)}
+    if args.jax:
+        version, measure = jax(args.jax)
+        cases[f"ensemble 7 fp32, JAX {version}, steps/s"] = measure
     cases |= {f"ensemble 7 {precision}, steps/s": ensemble(data, precision) for precision in ("fp32", "bf16")}
     cases |= {f"imagination {members}, transitions/s": imagination(data, members) for members in (5, 7)}
     cases |= {f"SAC-N 10 {precision}, updates/s": learning(precision, 3.0) for precision in ("fp32", "bf16")}
