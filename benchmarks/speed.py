@@ -73,15 +73,25 @@ def make_step(agent_name: str, mode: str, precision: str, seeds: int, device: st
 def flops(agent, source, noise, device) -> float:
     """Of the matrix products in one gradient step, forward and backward, of one seed."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import flop_registry
 
     from offrl.core.rng import Noise
     from offrl.core.tree import tree_map
 
+    class Counter(TorchDispatchMode):  # FlopCounterMode also follows modules, and fails on one that returns its parameter
+        total = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if count := flop_registry.get(func._overloadpacket):
+                self.total += count(*args, **(kwargs or {}), out_val=out)
+            return out
+
     state = tree_map(lambda leaf: leaf.to(device), agent.init(0))
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with Counter() as counter, torch.no_grad():
         agent.update(state, source(0), Noise(agent.noise(256), 0, device)(0))
-    return counter.get_total_flops() / agent.period
+    return counter.total / agent.period
 
 
 def make_product(dtype: str):
