@@ -1,6 +1,7 @@
 """Store-periods per second of HDPO's training, one thread, eager and compiled.
 
     python benchmarks/hdpo_speed.py
+    python benchmarks/hdpo_speed.py --card
 
 A store-period is one store simulated for one period, forward, backward and its share of Adam. Cases take turns in one process, a plain
 PyTorch loop of one store among them: what the machine gives that day. The peer's figures are of the released code on another day on a
@@ -96,7 +97,10 @@ def table(found: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--card", action="store_true", help="only write the card")
     args = parser.parse_args()
+    if args.card:
+        return offline.fill("hdpo.md", {"speed": table(json.loads(RESULT.read_text()))})
     torch.set_num_threads(1)
     made = {
         f"{name}, {mode}": make(*CASES[name][:3], backend)
