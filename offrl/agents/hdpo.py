@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from offrl.core.config import Log, Range
+from offrl.core.graph import compiled
 from offrl.core.types import Metrics, State
 from offrl.envs.inventory.network import Network
 from offrl.envs.inventory.neural import GNN, GraphPolicy, MLPPolicy, in_units
@@ -71,7 +72,7 @@ class HDPO:
     def __init__(self, config: Config, network: Network, shape: Shape, backend: str | None = None):
         self.config, self.network, self.shape, self.simulator = config, network, shape, Simulator(network)
         self.policy = self.networks()
-        self.step = self._step if backend is None else torch.compile(self._step, fullgraph=True, dynamic=False, backend=backend)
+        self.step = self._step if backend is None else compiled(self._step, backend)
 
     def networks(self) -> nn.Module:
         c, shape = self.config, self.shape

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from functools import partial
-from types import FunctionType
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves
 
+from offrl.core.graph import compiled
 from offrl.core.tree import flatten, tree_map
 from offrl.core.types import Transitions
 
@@ -83,16 +83,9 @@ def _stack(update):
 def _compile(update, backend):
     """One graph, called without asking each time whether it still fits: shapes and types of an update's arguments never change.
 
-    These questions, a few for each tensor of the state, are up to a tenth of an update. Without them a graph must never be found by
-    another update, whose constants may differ. They are kept by code object, so each update gets one of its own.
+    These questions, a few for each tensor of the state, are up to a tenth of an update.
     """
-
-    def step(state, batches, noise):
-        return update(state, batches, noise)
-
-    own = FunctionType(step.__code__.replace(), step.__globals__, step.__name__, None, step.__closure__)
-    unguarded = {"guard_filter_fn": lambda guards: [False] * len(guards)}
-    return torch.compile(own, fullgraph=True, dynamic=False, backend=backend, options=unguarded)
+    return compiled(update, backend, guard_filter_fn=lambda guards: [False] * len(guards))
 
 
 def _autocast(update, dtype, device):

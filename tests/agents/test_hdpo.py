@@ -79,6 +79,13 @@ def test_a_compiled_period_is_the_period(policy, backend):
     torch.testing.assert_close(*states, rtol=1e-4, atol=1e-5)
 
 
+def test_a_process_compiles_as_many_agents_as_it_likes():
+    for width in range(1, 10):  # torch keeps eight graphs of a function
+        agent, given = example(hidden=(width,))
+        compiled = HDPO(agent.config, agent.network, agent.shape, "eager")
+        torch.no_grad()(compiled.update)(compiled.init(0), [given], [{}])
+
+
 def test_a_run_is_its_seed_and_goes_on_bit_for_bit():
     agent, given = example()
     whole, again, other = train(agent, given, 7), train(agent, given, 7), train(agent, given, 7, seed=1)

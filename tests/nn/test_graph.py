@@ -14,7 +14,7 @@ SOURCE, TARGET, OUT = [3, 0, 0, 1, 1], [0, 1, 2, 3, 1], [0, 2, 4]  # of three no
 def written_out(net, nodes, edges):
     def perceptron(layers, x):
         for layer in layers:
-            x = F.silu(F.linear(x, layer.weight, layer.bias))
+            x = F.silu(x @ layer.weight + layer.bias)
         return x
 
     def of_edge(part, edge, a, b):

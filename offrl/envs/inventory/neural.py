@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from offrl.envs.inventory.network import Network
 from offrl.envs.inventory.scenario import Observation
 from offrl.nn.graph import GraphNet, Perceptron
+from offrl.nn.layers import Affine
 
 ONE = math.log(math.e - 1)  # whose softplus is 1
 TINY = 1e-10
@@ -64,7 +65,7 @@ class MLPPolicy(nn.Module):
         N, S, E = network.N, network.S, network.E
         more = window * S + calendar + N + 3 * S + 2 * E if everything else 0  # as in Observation.flat
         sizes = (slots * N + more, *hidden, E)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:]))
+        self.layers = nn.ModuleList(Affine(a, b) for a, b in zip(sizes[:-1], sizes[1:]))
 
     def forward(self, obs: Observation) -> Tensor:
         level = 1.0
@@ -121,7 +122,7 @@ class GNN(nn.Module):
         super().__init__()
         self.slots = slots
         self.net = GraphNet(slots + 4 + window + calendar, 2, width, rounds)
-        self.last, self.head = Perceptron(width, width), nn.Linear(width, 1)
+        self.last, self.head = Perceptron(width, width), Affine(width, 1)
         nn.init.uniform_(self.head.weight, -SMALL / math.sqrt(width), SMALL / math.sqrt(width))
 
     def features(self, obs: Observation) -> tuple[Tensor, Tensor]:
