@@ -44,12 +44,12 @@ def cells(group: str) -> list[tuple]:
     """(name, setting, config, steps, batch size)"""
     prices = (4.0, 9.0, 19.0, 39.0)
     if group == "lost":
-        return [(f"lost-L{n}-p{p:g}", OneStoreLost(lead_time=n, underage=p), MLP, 2000, 1024) for n in (1, 2, 3, 4) for p in prices]
+        return [(f"lost-L{n}-p{p:g}", OneStoreLost(lead_time=n, underage=p), MLP, 1000, 1024) for n in (1, 2, 3, 4) for p in prices]
     if group == "backlog":
         lead_times = (1, 4, 7, 10, 15, 20)
-        return [(f"backlog-L{n}-p{p:g}", OneStoreBacklog(lead_time=n, underage=p), MLP, 2000, 1024) for n in lead_times for p in prices]
+        return [(f"backlog-L{n}-p{p:g}", OneStoreBacklog(lead_time=n, underage=p), MLP, 1000, 1024) for n in lead_times for p in prices]
     if group == "serial":
-        gnn = [(f"serial-{n}-gnn", Serial(nodes=n), replace(GNN, rounds=n - 1), 2000, 512) for n in (3, 4, 5, 6, 7)]
+        gnn = [(f"serial-{n}-gnn", Serial(nodes=n), replace(GNN, rounds=n - 1), 2000, 128) for n in (3, 4, 5, 6, 7)]
         return [(f"serial-{n}-echelon", Serial(nodes=n), Config(policy="echelon_stock", lr=0.1), 500, 1024) for n in (3, 4, 5, 6, 7)] + gnn
     return [("transshipment-5-gnn", Transshipment(stores=5), GNN, 2000, 256)]
 

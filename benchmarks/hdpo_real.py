@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -94,8 +95,10 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", choices=[*CASES, []])
     parser.add_argument("--data", help="the NPZ file")
     parser.add_argument("--rates", nargs="+", type=float)
-    parser.add_argument("--card", action="store_true", help="only print the table")
+    parser.add_argument("--card", action="store_true", help="only write the card")
     args = parser.parse_args()
+    if args.card:
+        return offline.fill("hdpo.md", {"real": table()})
     torch.set_num_threads(1)
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name in args.cases:
@@ -105,10 +108,8 @@ def main() -> None:
         found = json.loads(path.read_text()) if path.exists() else {"anchors": anchors(name, problem), "runs": {}}
         for rate in args.rates or rates:
             folder = Path("runs/benchmarks/hdpo_real") / f"{name}-{rate:g}"
-            config = Config(**vars(config) | {"lr": rate, "lr_steps": steps})
-            found["runs"][f"{rate:g}"] = train(name, problem, config, steps, batch_size, folder)
+            found["runs"][f"{rate:g}"] = train(name, problem, replace(config, lr=rate, lr_steps=steps), steps, batch_size, folder)
             path.write_text(json.dumps(found | {"commit": offline.commit()}))
-    print(table())
 
 
 def table() -> str:
