@@ -33,7 +33,8 @@ WEIGHTS = {"hopper-medium": ["--penalty.weight", "5"], "halfcheetah-mixed": ["--
 # name: recipe, flags, seeds
 VARIANTS = {
     "unpenalised": ("mbrl", [*IMAGINED, "--penalty.weight", "0"], 3),
-    "penalised": ("mbrl", [*IMAGINED, *MOPO], 3),  # and WEIGHTS
+    "penalised": ("mbrl", [*IMAGINED, *MOPO], 3),  # and WEIGHTS, as below
+    "half-real": ("mbrl", [*IMAGINED, *MOPO, "--imagine.real", "0.5"], 3),  # penalised, but for the share of real rows
     "default": ("mbrl", IMAGINED, 1),
     "morel": ("mbrl", [*IMAGINED, "--penalty.weight", "0", "--penalty.kind", "max_pair_distance", "--penalty.halt", "1"], 1),
     "value-side": ("mbrl", [*IMAGINED, "--penalty.weight", "0", "--agent.members", "10"], 1),
@@ -96,7 +97,7 @@ def main() -> None:
         recipe, flags, seeds = VARIANTS[variant]
         for data in args.data:
             name, _, path = data.partition("=")
-            more = WEIGHTS[name] if variant == "penalised" else []
+            more = WEIGHTS[name] if variant in ("penalised", "half-real") else []
             jobs += [(recipe, name, path or name, seed, args.steps, variant, [*flags, *more]) for seed in range(seeds)]
     with ThreadPoolExecutor(args.workers) as pool:
         list(pool.map(lambda job: train(*job), jobs))
