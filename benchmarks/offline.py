@@ -39,14 +39,15 @@ def run(agent: str, name: str, source: str, seed: int, steps: int, label: str, f
     command += ["--runs", "runs/benchmarks", "--eval-every", "5000", "--checkpoint-every", "5000", *flags]
     start = time.time()
     done = subprocess.run(command, capture_output=True, text=True)
-    if (folder := re.search("^run: (.+)$", done.stdout, re.M) or re.search("^offrl: (.+) is finished", done.stderr, re.M)) is None:
+    seconds, finished = round(time.time() - start), re.search("^offrl: (.+) is finished", done.stderr, re.M)
+    if (folder := re.search("^run: (.+)$", done.stdout, re.M) or finished) is None:
         print(f"{label} {name} {seed}: {done.stdout[-500:]}{done.stderr[-800:]}", file=sys.stderr, flush=True)
         return
-    found = summary(pathlib.Path(folder[1])) | {"dataset": name, "seconds": round(time.time() - start), "commit": commit()}
+    found = summary(pathlib.Path(folder[1])) | {"dataset": name, "seconds": None if finished else seconds, "commit": commit()}
     results.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(found, indent=1))
     estimate = found["result"].get("score", found["result"]["return"])
-    print(f"{label} {name} seed {seed}: {estimate['mean']:.1f} after {steps} steps, {found['seconds']} s", flush=True)
+    print(f"{label} {name} seed {seed}: {estimate['mean']:.1f} after {steps} steps, {seconds} s", flush=True)
 
 
 def commit() -> str:
