@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from offrl.nn.layers import Affine
 
 
-def summed(*layers: Affine) -> tuple[Affine, ...]:
+def he_uniform(*layers: Affine) -> tuple[Affine, ...]:
     """Layers whose outputs are summed, with initial weights that keep the size of what goes through (He et al., 2015, Eq. 10).
 
     With torch's, which are smaller by the root of six, an order would not depend on the stock for the first hundreds of steps.
@@ -31,7 +31,7 @@ class Perceptron(nn.Module):
 
     def __init__(self, inputs: int, width: int):
         super().__init__()
-        self.layers = nn.ModuleList(layer for a in (inputs, width, width) for layer in summed(Affine(a, width)))
+        self.layers = nn.ModuleList(layer for a in (inputs, width, width) for layer in he_uniform(Affine(a, width)))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
@@ -45,8 +45,8 @@ class OfEdge(nn.Module):
     def __init__(self, edge: int, width: int):
         super().__init__()
         ends = (Affine(width, width, bias=False) for _ in range(2))
-        self.edge, self.source, self.target = summed(Affine(edge, width), *ends)
-        self.rest = nn.ModuleList(layer for _ in range(2) for layer in summed(Affine(width, width)))
+        self.edge, self.source, self.target = he_uniform(Affine(edge, width), *ends)
+        self.rest = nn.ModuleList(layer for _ in range(2) for layer in he_uniform(Affine(width, width)))
 
     def forward(self, edge: Tensor, node: Tensor, source: Tensor, target: Tensor) -> Tensor:
         ends = (F.pad(layer(node), (0, 0, 0, 1)).index_select(-2, end) for layer, end in ((self.source, source), (self.target, target)))
