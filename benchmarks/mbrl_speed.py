@@ -30,7 +30,8 @@ from offrl.core.space import Box
 from offrl.core.types import Spec
 from offrl.data.dataset import Dataset
 from offrl.envs.terminations import never
-from offrl.models import dynamics
+from offrl.models import ensemble as ensembles
+from offrl.models.dynamics import Config as Model
 from offrl.models.dynamics import Dynamics
 from offrl.models.imagine import rollout
 from offrl.models.penalty import ensemble_std
@@ -73,13 +74,13 @@ def products():
     return measure
 
 
-def ensemble(data: Dataset, precision: str):
+def ensemble(data: Dataset, mode: str, precision: str):
     """The rate of steps over the second epoch of a fit: the first holds what is made once."""
 
     def measure() -> float:
         times = []
-        model = Dynamics(dynamics.Config(max_epochs=2))
-        fitted = model.fit(data, precision=precision, progress=lambda *_: times.append(time.perf_counter()))
+        model = Dynamics(Model(max_epochs=2))
+        fitted = model.fit(data, mode=mode, precision=precision, progress=lambda *_: times.append(time.perf_counter()))
         return (ROWS - fitted.rows) // 256 / (times[1] - times[0])
 
     return measure
@@ -89,14 +90,14 @@ def plain(data: Dataset):
     """The step as it is mostly written: products over all members by torch's own threads."""
     t = data.transitions()
     x, y = torch.cat([t.obs, t.action], 1), torch.cat([t.next_obs - t.obs, t.reward[:, None]], 1)
-    net = dynamics.Ensemble((OBS + ACTION, *[200] * 4, OBS + 1), 7)
+    net = ensembles.Ensemble((OBS + ACTION, *[200] * 4, OBS + 1), 7)
     adam = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=2.5e-5)
 
     def measure() -> float:
         rows, begin = torch.randint(len(x), (200, 7, 256)), time.perf_counter()
         for chosen in rows:
             adam.zero_grad()
-            dynamics.ensemble_loss(net, x[chosen], y[chosen], 0.01).backward()
+            ensembles.ensemble_loss(net, dict(net.named_parameters()), x[chosen], y[chosen], 0.01).backward()
             adam.step()
         return len(rows) / (time.perf_counter() - begin)
 
@@ -116,7 +117,7 @@ def jax(env: pathlib.Path):
 
 
 def imagination(data: Dataset, members: int):
-    model = Dynamics(dynamics.Config(members=members, elites=5, max_epochs=1))
+    model = Dynamics(Model(members=members, elites=5, max_epochs=1))
     model.fit(data)
     agent = SAC(Config(), Spec(Box.of(OBS), Box.of(ACTION, -1, 1)))
     state, starts = agent.init(0), torch.randn(STARTS, OBS)
@@ -167,7 +168,8 @@ def main() -> None:
     if args.jax:
         version, measure = jax(args.jax)
         cases[f"ensemble 7 fp32, JAX {version}, steps/s"] = measure
-    cases |= {f"ensemble 7 {precision}, steps/s": ensemble(data, precision) for precision in ("fp32", "bf16")}
+    for mode, name in (("eager", ", eager"), ("compile", "")):
+        cases |= {f"ensemble 7 {precision}{name}, steps/s": ensemble(data, mode, precision) for precision in ("fp32", "bf16")}
     cases |= {f"imagination {members}, transitions/s": imagination(data, members) for members in (5, 7)}
     cases |= {f"SAC-N 10 {precision}, updates/s": learning(precision, 3.0) for precision in ("fp32", "bf16")}
     slices: dict[str, list[dict]] = {case: [] for case in cases}

@@ -5,83 +5,26 @@ Each member predicts a Gaussian of the change of the observation and of the rewa
 
 from __future__ import annotations
 
-import copy
 import math
 import threading
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from fractions import Fraction
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from offrl.core.config import Log, Range
 from offrl.core.machine import threads_of_their_own
 from offrl.core.rng import Normal, Uniform, generator
 from offrl.core.space import Box
 from offrl.core.types import Spec
 from offrl.data.dataset import DataError, Dataset
+from offrl.models.ensemble import Config, Ensemble, Piece, divided, portion, stepper, surprise
 
 CHUNK = 1 << 10  # rows that are predicted at once: what they become between the layers is to stay in the cache
-
-
-@dataclass(frozen=True)
-class Config:
-    members: Annotated[int, Range(1, 50)] = 7
-    """Models in the ensemble."""
-    elites: Annotated[int, Range(1, 50)] = 5
-    """Members that imagine, those to whom rows held out are likeliest."""
-    hidden: tuple[int, ...] = (200, 200, 200, 200)
-    """Widths of the hidden layers of a member."""
-    lr: Annotated[float, Log(1e-5, 1e-2)] = 1e-3
-    """Learning rate of AdamW."""
-    weight_decay: Annotated[float, Range(0, 1)] = 2.5e-5
-    """Decay of AdamW, decoupled from the gradient."""
-    batch_size: Annotated[int, Range(1)] = 256
-    """Rows in a batch of each member."""
-    bound_weight: Annotated[float, Range(0, 1)] = 0.01
-    """Weight of the term that draws the bounds of the log-variances together."""
-    holdout: Annotated[float, Range(0.01, 0.5)] = 0.1
-    """Share of the rows that is held out, in whole trajectories."""
-    patience: Annotated[int, Range(1)] = 5
-    """Epochs after which training ends if held-out rows have become likelier to no member, by more than 0.01 nats a dimension."""
-    max_epochs: Annotated[int, Range(1)] = 100
-    """Epochs at most."""
-
-
-class Ensemble(nn.Module):
-    """x (members, B, in) or (B, in) -> mean and log-variance (members, B, out). Members are an axis of every weight."""
-
-    def __init__(self, sizes: Sequence[int], members: int):
-        super().__init__()
-        pairs = list(zip(sizes[:-1], (*sizes[1:-1], 2 * sizes[-1])))
-        self.weights = nn.ParameterList(nn.init.trunc_normal_(torch.empty(members, a, b), std=0.5 / math.sqrt(a)) for a, b in pairs)
-        self.biases = nn.ParameterList(torch.zeros(members, 1, b) for _, b in pairs)
-        self.max_log_var = nn.Parameter(torch.full((members, 1, sizes[-1]), 0.5))
-        self.min_log_var = nn.Parameter(torch.full((members, 1, sizes[-1]), -10.0))
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = x.expand(len(self.max_log_var), *x.shape[-2:])
-        for weight, bias in zip(self.weights[:-1], self.biases[:-1]):
-            x = F.silu(torch.baddbmm(bias, x, weight))
-        with torch.autocast(x.device.type, enabled=False):
-            mean, log_var = torch.baddbmm(self.biases[-1], x.to(self.weights[-1].dtype), self.weights[-1]).chunk(2, -1)
-        log_var = self.max_log_var - F.softplus(self.max_log_var - log_var)
-        return mean, self.min_log_var + F.softplus(log_var - self.min_log_var)
-
-
-def surprise(mean: Tensor, log_var: Tensor, target: Tensor) -> Tensor:
-    """(members,): twice the Gaussian negative log-likelihood without its constant, averaged over rows and dimensions."""
-    return ((mean - target).square() * torch.exp(-log_var) + log_var).mean((-2, -1))
-
-
-def ensemble_loss(net: Ensemble, x: Tensor, target: Tensor, bound_weight: float) -> Tensor:
-    """Each member's `surprise`, summed, plus what draws the bounds of the log-variances together."""
-    return surprise(*net(x), target).sum() + bound_weight * (net.max_log_var - net.min_log_var).sum() / len(net.max_log_var)
 
 
 class Step(NamedTuple):
@@ -114,8 +57,8 @@ class Dynamics:
     falls no longer while the variances still learn.
     """
 
-    def __init__(self, config: Config = Config()):
-        self.config = config
+    def __init__(self, config: Config | None = None):
+        self.config = config or Config()
 
     def fit(
         self,
@@ -130,8 +73,8 @@ class Dynamics:
     ) -> Fitted:
         """Train on the usable rows of `data` but those held out.
 
-        mode, precision: as of an agent's update (eager or compile; fp32 or bf16). threads: on a CPU, in eager mode, members train in so
-        many at once; by default as many as torch has. progress(epoch, of at most, held-out error) is called after each epoch, the error
+        mode, precision: as of an agent's update (eager or compile; fp32 or bf16). threads: on a CPU members train in so many at
+        once; by default as many as torch has. progress(epoch, of at most, held-out error) is called after each epoch, the error
         being the mean squared one in standard units. Where there is one episode alone its end is held out, with a warning.
         Raises DataError for discrete actions, numbers that are not finite, and fewer than 10 usable rows.
         """
@@ -141,11 +84,14 @@ class Dynamics:
         self.scale = {name: tensor.to(device) for name, tensor in _scale(inputs[train], targets[train]).items()}
         x, y = self._standard(inputs.to(device), "input"), self._standard(targets.to(device), "target")
         self.net = self._network(seed).to(device)
-        alone = x.device.type != "cpu" or mode != "eager"  # a compiler must not run in several threads
-        shares = divided(self.config.members, 1 if alone else threads or torch.get_num_threads())
-        steps = {piece.members: self._stepper(_part(self.net, *piece.members), mode, precision) for share in shares for piece in share}
+        shares = divided(self.config.members, (threads or torch.get_num_threads()) if x.device.type == "cpu" else 1)
+        rows = train[: self.config.batch_size].expand(self.config.members, -1).to(device)
+        steps = {}
+        for members in {piece.members for share in shares for piece in share}:
+            like = rows[slice(*members)]
+            steps[members] = stepper(portion(self.net, *members), self.config, mode, precision, x[like], y[like])
         epochs = self._train(x, y, train, held, seed, shares, steps, progress or (lambda *_: None))
-        error, self.score = self._held_out(x[held], y[held])
+        error, self.score = self._held_out(x[held], y[held], len(shares))
         still = self._standard(torch.zeros_like(targets[:1], device=device), "target")
         still[:, data.spec.obs.size :] = 0
         unchanged = (y[held] - still).square().mean(0)
@@ -189,7 +135,7 @@ class Dynamics:
             done = {members: threading.Event() for members in steps}
             with threads_of_their_own(len(shares)) as pool:
                 list(pool.map(learn, shares))
-            error, score = self._held_out(x[held], y[held])
+            error, score = self._held_out(x[held], y[held], len(shares))
             if not torch.isfinite(score).all():
                 raise DataError(f"the dynamics model diverged in epoch {epoch}; a lower model.lr may help")
             for keep, now in zip(kept, self.net.parameters()):
@@ -206,34 +152,17 @@ class Dynamics:
                 now.copy_(keep)
         return epoch
 
-    def _stepper(self, net: Ensemble, mode: str, precision: str) -> Callable[[Tensor, Tensor], None]:
-        c = self.config
-        optimizer = torch.optim.AdamW(net.parameters(), c.lr, weight_decay=c.weight_decay, fused=True)
-        device = next(net.parameters()).device.type
-
-        def loss(x: Tensor, y: Tensor) -> Tensor:
-            with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-                return ensemble_loss(net, x, y, c.bound_weight)
-
-        if mode != "eager":
-            loss = torch.compile(loss, fullgraph=True, dynamic=False)
-
-        def step(x: Tensor, y: Tensor) -> None:
-            optimizer.zero_grad(set_to_none=True)
-            loss(x, y).backward()
-            optimizer.step()
-
-        return step
-
-    @torch.no_grad()
-    def _held_out(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _held_out(self, x: Tensor, y: Tensor, threads: int) -> tuple[Tensor, Tensor]:
         """(members, targets) mean squared errors of the means, in standard units, and (members,) surprise."""
-        error, score = 0.0, 0.0
-        for a, b in zip(x.split(CHUNK), y.split(CHUNK)):
-            mean, log_var = self.net(a)
-            error = error + (mean - b).square().sum(1) / len(x)
-            score = score + surprise(mean, log_var, b) * len(a) / len(x)
-        return error, score
+
+        @torch.no_grad()
+        def measured(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            mean, log_var = self.net(x)
+            return (mean - y).square().sum(1), surprise(mean, log_var, y) * len(x)
+
+        with threads_of_their_own(threads) as pool:
+            errors, scores = zip(*pool.map(measured, x.split(CHUNK), y.split(CHUNK)))
+        return sum(errors) / len(x), sum(scores) / len(x)
 
     @property
     def elites(self) -> Tensor:
@@ -294,42 +223,6 @@ class Dynamics:
             self.net.load_state_dict({k: v for k, v in state.items() if k != "score" and not k.startswith("scale.")})
         except RuntimeError as error:
             raise ValueError(f"not the weights of this ensemble: {error}") from error
-
-
-class Piece(NamedTuple):
-    """What a thread does of an epoch: some members' steps, from one share of them to another."""
-
-    members: tuple[int, int]  # from, to
-    begin: Fraction
-    end: Fraction
-
-
-def divided(members: int, threads: int) -> list[list[Piece]]:
-    """The pieces of each thread, in its order: all threads have as much to do, and none has more than there are members.
-
-    By McNaughton's wrap-around rule (1959): a member that falls to two threads is the first thing that one does and the last of the next.
-    Members learn nothing from each other, and threads with products of their own are faster than threads that share each product.
-    """
-    share = max(Fraction(1), Fraction(members, threads))
-    found = []
-    for i in range(math.ceil(members / share)):
-        begin, end = i * share, (i + 1) * share
-        first, last = math.ceil(begin), math.floor(end)
-        pieces = [
-            Piece((last, last + 1), Fraction(0), end - last),
-            Piece((first, last), Fraction(0), Fraction(1)),
-            Piece((first - 1, first), begin - (first - 1), Fraction(1)),
-        ]
-        found.append([piece for piece in pieces if piece.members[0] < piece.members[1] and piece.begin < piece.end])
-    return found
-
-
-def _part(net: Ensemble, first: int, last: int) -> Ensemble:
-    """A network of some members, whose weights are those of `net`."""
-    part = copy.deepcopy(net)
-    for own, whole in zip(part.parameters(), net.parameters()):
-        own.data = whole.data[first:last]
-    return part
 
 
 def _rows(data: Dataset) -> tuple[Tensor, Tensor, np.ndarray]:

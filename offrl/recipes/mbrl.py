@@ -30,6 +30,7 @@ from offrl.models.imagine import Imagine
 from offrl.models.penalty import Kind, penalty
 from offrl.recipes import config as base
 from offrl.recipes.offline import replay
+from offrl.training.accelerate import best_mode
 from offrl.training.run import RunError
 from offrl.training.sources import Mix
 
@@ -164,7 +165,7 @@ def ensemble(
         try:
             with RunLock(path.parent):
                 if not path.exists():
-                    _fit(model, data, _seed(config, seed), device, config.precision, path, say, stage)
+                    _fit(model, data, _seed(config, seed), device, config, path, say, stage)
         except InUse:
             stage("dynamics model, in another process", 0, 1)
             time.sleep(1)
@@ -191,13 +192,16 @@ def _whole(c: Model) -> dynamics.Config:
     return dynamics.Config(**fields, members=c.trained or c.members)
 
 
-def _fit(model: Dynamics, data: Dataset, seed: int, device: str, precision: str, path: Path, say: Any, stage: Any) -> None:
+def _fit(model: Dynamics, data: Dataset, seed: int, device: str, config: Config, path: Path, say: Any, stage: Any) -> None:
+    steps = model.config.max_epochs * len(data) // model.config.batch_size
+    mode = best_mode(device, steps)[0] if config.mode == "auto" else config.mode
     begin, threads = time.monotonic(), cores() if multiprocessing.parent_process() is None else 1  # else others train beside this process
 
     def progress(epoch: int, of: int, error: float) -> None:
         stage("dynamics model, epochs", epoch, of)
 
-    fitted = model.fit(data, seed, device=device, precision=precision, threads=threads, progress=progress)
+    modes = {"mode": "eager" if mode == "eager" else "compile", "precision": config.precision}
+    fitted = model.fit(data, seed, device=device, **modes, threads=threads, progress=progress)
     stage("dynamics model, epochs", model.config.max_epochs, model.config.max_epochs)
     for line in described(fitted):
         say(line)

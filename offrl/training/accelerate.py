@@ -40,7 +40,7 @@ def accelerate(
     if PRECISIONS[precision] is not None:
         update = _autocast(update, PRECISIONS[precision], torch.device(device).type)
     if mode != "eager":
-        update = _compile(update, backend)
+        update = compiled(update, backend, guarded=False)  # shapes and types of an update's arguments never change
     return Captured(update) if mode == "cudagraph" else torch.no_grad()(update)
 
 
@@ -78,14 +78,6 @@ def _stack(update):
         return torch.func.vmap(update, in_dims=(0, axes, 0))(state, batches, noise)
 
     return stacked
-
-
-def _compile(update, backend):
-    """One graph, called without asking each time whether it still fits: shapes and types of an update's arguments never change.
-
-    These questions, a few for each tensor of the state, are up to a tenth of an update.
-    """
-    return compiled(update, backend, guard_filter_fn=lambda guards: [False] * len(guards))
 
 
 def _autocast(update, dtype, device):

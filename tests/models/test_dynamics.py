@@ -11,7 +11,8 @@ import torch
 
 from offrl.core.space import Discrete
 from offrl.data.dataset import DataError, Dataset
-from offrl.models.dynamics import Config, Dynamics, Ensemble, divided, ensemble_loss
+from offrl.models.dynamics import Dynamics
+from offrl.models.ensemble import Config, Ensemble, divided, ensemble_loss
 
 SMALL = {"members": 3, "elites": 2, "hidden": (64, 64)}
 A = np.array([[0.9, 0.2, 0.0], [-0.1, 0.8, 0.1], [0.0, 0.3, 0.7]])
@@ -108,7 +109,7 @@ def test_the_loss_has_its_closed_form_optimum():
     x = torch.ones(2, 1000, 1)
     for _ in range(800):
         optimizer.zero_grad()
-        ensemble_loss(net, x, target.expand(2, -1, -1), 0.0).backward()
+        ensemble_loss(net, dict(net.named_parameters()), x, target.expand(2, -1, -1), 0.0).backward()
         optimizer.step()
     mean, log_var = (each[:, 0].detach() for each in net(x))
     torch.testing.assert_close(mean, target.mean(0).expand(2, 2), atol=0.02, rtol=0)
@@ -118,7 +119,10 @@ def test_the_loss_has_its_closed_form_optimum():
 def test_the_bounds_are_drawn_together():
     net = Ensemble((2, 8, 2), 2)
     x, y = torch.randn(2, 50, 2), torch.randn(2, 50, 2)
-    plain, drawn = (torch.autograd.grad(ensemble_loss(net, x, y, w), [net.max_log_var, net.min_log_var]) for w in (0.0, 0.01))
+    plain, drawn = (
+        torch.autograd.grad(ensemble_loss(net, dict(net.named_parameters()), x, y, w), [net.max_log_var, net.min_log_var])
+        for w in (0.0, 0.01)
+    )
     for before, after, sign in zip(plain, drawn, (1, -1)):
         torch.testing.assert_close(after - before, torch.full_like(before, sign * 0.01 / 2))
 
@@ -278,9 +282,22 @@ def test_each_member_keeps_its_best_weights(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode, precision", [("compile", "fp32"), ("eager", "bf16")])
-def test_other_modes_fit_the_same_system(mode, precision):
+@pytest.mark.parametrize("precision, apart", [("fp32", 1e-4), ("bf16", 2e-2)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_compiled_steps_are_the_same_steps(precision, apart, threads):
+    data, _ = linear_gaussian()
+    fits = []
+    for mode in ("eager", "compile"):
+        model = Dynamics(Config(**SMALL, max_epochs=2))
+        model.fit(data, mode=mode, precision=precision, threads=threads)
+        fits.append(model.state_dict())
+    for name, tensor in fits[0].items():
+        torch.testing.assert_close(fits[1][name], tensor, atol=apart, rtol=apart, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.slow
+def test_bfloat16_fits_the_same_system():
     data, _ = linear_gaussian()
     model = Dynamics(Config(**SMALL, max_epochs=30))
-    model.fit(data, mode=mode, precision=precision)
+    model.fit(data, precision="bf16")
     check_means(model, data, 0.06)
