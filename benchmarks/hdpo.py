@@ -47,10 +47,11 @@ def cells(group: str) -> list[tuple]:
         return [(f"lost-L{n}-p{p:g}", OneStoreLost(lead_time=n, underage=p), MLP, 1000, 1024) for n in (1, 2, 3, 4) for p in prices]
     if group == "backlog":
         lead_times = (1, 4, 7, 10, 15, 20)
-        return [(f"backlog-L{n}-p{p:g}", OneStoreBacklog(lead_time=n, underage=p), MLP, 1000, 1024) for n in lead_times for p in prices]
+        steps = {n: 1000 if n < 20 else 2000 for n in lead_times}
+        return [(f"backlog-L{n}-p{p:g}", OneStoreBacklog(lead_time=n, underage=p), MLP, steps[n], 1024) for n in lead_times for p in prices]
     if group == "serial":
         gnn = [(f"serial-{n}-gnn", Serial(nodes=n), replace(GNN, rounds=n - 1), 2000, 128) for n in (3, 4, 5, 6, 7)]
-        return [(f"serial-{n}-echelon", Serial(nodes=n), Config(policy="echelon_stock", lr=0.1), 500, 1024) for n in (3, 4, 5, 6, 7)] + gnn
+        return [(f"serial-{n}-echelon", Serial(nodes=n), Config(policy="echelon_stock", lr=0.1), 1500, 1024) for n in (3, 4, 5, 6, 7)] + gnn
     return [("transshipment-5-gnn", Transshipment(stores=5), GNN, 2000, 256)]
 
 
@@ -82,11 +83,10 @@ def train(cell: tuple, seed: int = 0) -> dict:
         if best is None or dev < best[0]:
             best = (dev, state)
     test, error = cost(best[1], "test")
-    near = next((each for each in curve if each[2] <= 1.01 * least), None)
     return {
         "cell": name, "seed": seed, "config": asdict(agent.config), "steps": steps, "batch_size": batch_size, "kind": kind, "least": least,
         "cost": test, "error": error, "gap": test / least - 1, "seconds": seconds, "compiling": compiling,
-        "within_1_percent": near and {"step": near[0], "seconds": near[1]}, "curve": curve, "commit": offline.commit(),
+        "curve": curve, "commit": offline.commit(),
     }  # fmt: skip
 
 
@@ -97,7 +97,14 @@ def run(cell: tuple, seed: int) -> None:
     found = train(cell, seed)
     RESULTS.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(found))
-    print(f"{cell[0]} seed {seed}: {found['cost']:.4f}, {100 * found['gap']:+.3f} %, 1 % after {found['within_1_percent']}", flush=True)
+    print(f"{cell[0]} seed {seed}: {found['cost']:.4f}, {100 * found['gap']:+.3f} %, 1 % {within(found)}", flush=True)
+
+
+def within(found: dict) -> str:
+    """When the cost was first within 1 % of the optimum: that on dev, less what the best weights cost more there than on the test."""
+    easier = found["cost"] - min(dev for _, _, dev in found["curve"])
+    near = next(((step, seconds) for step, seconds, dev in found["curve"] if dev + easier <= 1.01 * found["least"]), None)
+    return f"{near[1]:.0f} s ({near[0]:,} steps)" if near else "never"
 
 
 def table() -> str:
@@ -106,14 +113,13 @@ def table() -> str:
     lines, gaps = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"], {}
     for path in sorted(RESULTS.glob("*.json")):
         each = json.loads(path.read_text())
-        near, bound = each["within_1_percent"], "at least " * (each["kind"] == "lower bound")
-        after = f"{near['seconds']:.0f} s ({near['step']} steps)" if near else "never"
+        bound = "at least " * (each["kind"] == "lower bound")
         cells = [
             each["cell"],
             f"{bound}{each['least']:.4f}",
             f"{each['cost']:.4f} ± {each['error']:.4f}",
             f"{100 * each['gap']:+.2f} %",
-            after,
+            within(each),
         ]
         cells += [f"{each['steps']:,}", f"{each['seconds']:.0f} s", f"{each['compiling']:.0f} s"]
         lines.append("| " + " | ".join(cells) + " |")
