@@ -35,31 +35,34 @@ from offrl.training.scenarios import Scenarios
 
 RESULTS = offline.HERE / "results" / "hdpo"
 EVERY = 25  # steps between evaluations on dev
-HORIZONS = {"train": Horizon(50, 0, 8192), "dev": Horizon(100, 60, 4096), "test": Horizon(460, 60, 8192)}
+HORIZONS = {"dev": Horizon(100, 60, 4096), "test": Horizon(460, 60, 8192)}
 MLP = Config(hidden=(32, 32, 32), lr=1e-2)
 GNN = Config(policy="gnn", lr=3e-3, clip=1.0)
 
 
 def cells(group: str) -> list[tuple]:
-    """(name, setting, config, steps, batch size)"""
+    """(name, setting, config, steps, batch size, periods of a training scenario)"""
     prices = (4.0, 9.0, 19.0, 39.0)
     if group == "lost":
-        return [(f"lost-L{n}-p{p:g}", OneStoreLost(lead_time=n, underage=p), MLP, 1000, 1024) for n in (1, 2, 3, 4) for p in prices]
+        return [(f"lost-L{n}-p{p:g}", OneStoreLost(lead_time=n, underage=p), MLP, 1000, 1024, 50) for n in (1, 2, 3, 4) for p in prices]
     if group == "backlog":
         lead_times = (1, 4, 7, 10, 15, 20)
         steps = {n: 1000 if n < 20 else 2000 for n in lead_times}
-        return [(f"backlog-L{n}-p{p:g}", OneStoreBacklog(lead_time=n, underage=p), MLP, steps[n], 1024) for n in lead_times for p in prices]
+        return [
+            (f"backlog-L{n}-p{p:g}", OneStoreBacklog(lead_time=n, underage=p), MLP, steps[n], 1024, 50) for n in lead_times for p in prices
+        ]
     if group == "serial":
-        gnn = [(f"serial-{n}-gnn", Serial(nodes=n), replace(GNN, rounds=n - 1), 2000, 128) for n in (3, 4, 5, 6, 7)]
-        return [(f"serial-{n}-echelon", Serial(nodes=n), Config(policy="echelon_stock", lr=0.1), 1500, 1024) for n in (3, 4, 5, 6, 7)] + gnn
-    return [("transshipment-5-gnn", Transshipment(stores=5), GNN, 2000, 256)]
+        gnn = [(f"serial-{n}-gnn", Serial(nodes=n), replace(GNN, rounds=n - 1), 2000, 128, 50) for n in (3, 4, 5, 6, 7)]
+        levels = Config(policy="echelon_stock", lr=0.1)  # 150 periods, since filling an empty line counts, too
+        return [(f"serial-{n}-echelon", Serial(nodes=n), levels, 500, 1024, 150) for n in (3, 4, 5, 6, 7)] + gnn
+    return [("transshipment-5-gnn", Transshipment(stores=5), GNN, 2000, 256, 50)]
 
 
 def train(cell: tuple, seed: int = 0) -> dict:
     """Trains one cell on one thread and says what it came to, and when."""
     torch.set_num_threads(1)
-    name, setting, config, steps, batch_size = cell
-    setting = replace(setting, **HORIZONS)
+    name, setting, config, steps, batch_size, periods = cell
+    setting = replace(setting, train=Horizon(periods, 0, 8192), **HORIZONS)
     problem, whole = setting.problem(), isinstance(setting, OneStoreLost)
     given, (kind, least) = problem.scenario("train"), reference(setting)
     agent = HDPO(replace(config, lr_steps=steps), problem.network, Shape.of(given), "inductor")
@@ -84,7 +87,7 @@ def train(cell: tuple, seed: int = 0) -> dict:
             best = (dev, state)
     test, error = cost(best[1], "test")
     return {
-        "cell": name, "seed": seed, "config": asdict(agent.config), "steps": steps, "batch_size": batch_size, "kind": kind, "least": least,
+        "cell": name, "seed": seed, "config": asdict(agent.config), "steps": steps, "batch_size": batch_size, "periods": periods, "kind": kind, "least": least,
         "cost": test, "error": error, "gap": test / least - 1, "seconds": seconds, "compiling": compiling,
         "curve": curve, "commit": offline.commit(),
     }  # fmt: skip
