@@ -47,9 +47,11 @@ def cells(group: str) -> list[tuple]:
         return [(f"lost-L{n}-p{p:g}", OneStoreLost(lead_time=n, underage=p), MLP, 1000, 1024, 50) for n in (1, 2, 3, 4) for p in prices]
     if group == "backlog":
         lead_times = (1, 4, 7, 10, 15, 20)
-        steps = {n: 1000 if n < 20 else 2000 for n in lead_times}
+        periods = {n: 50 if n < 20 else 100 for n in lead_times}  # the first n are given
         return [
-            (f"backlog-L{n}-p{p:g}", OneStoreBacklog(lead_time=n, underage=p), MLP, steps[n], 1024, 50) for n in lead_times for p in prices
+            (f"backlog-L{n}-p{p:g}", OneStoreBacklog(lead_time=n, underage=p), MLP, 1000, 1024, periods[n])
+            for n in lead_times
+            for p in prices
         ]
     if group == "serial":
         gnn = [(f"serial-{n}-gnn", Serial(nodes=n), replace(GNN, rounds=n - 1), 2000, 128, 50) for n in (3, 4, 5, 6, 7)]
@@ -87,8 +89,8 @@ def train(cell: tuple, seed: int = 0) -> dict:
             best = (dev, state)
     test, error = cost(best[1], "test")
     return {
-        "cell": name, "seed": seed, "config": asdict(agent.config), "steps": steps, "batch_size": batch_size, "periods": periods, "kind": kind, "least": least,
-        "cost": test, "error": error, "gap": test / least - 1, "seconds": seconds, "compiling": compiling,
+        "cell": name, "seed": seed, "config": asdict(agent.config), "steps": steps, "batch_size": batch_size, "periods": periods,
+        "kind": kind, "least": least, "cost": test, "error": error, "gap": test / least - 1, "seconds": seconds, "compiling": compiling,
         "curve": curve, "commit": offline.commit(),
     }  # fmt: skip
 
