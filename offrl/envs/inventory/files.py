@@ -157,6 +157,7 @@ def _grid(
     items: list[str], owners: list[str], dates: np.ndarray, demand: np.ndarray, stores: list[str], days: int, name: str
 ) -> tuple[History | None, list[Finding]]:
     names = list(dict.fromkeys(items))
+    of_item, of_store = ({name: i for i, name in enumerate(group)} for group in (names, stores))
     span = (dates - dates.min()).astype(int)
     if len(off := np.flatnonzero(span % days)):
         row = int(off[0])
@@ -164,7 +165,7 @@ def _grid(
             fault("demand-date", f"{name}: date", f"row {row} has {dates[row]}, which is not {days} days on from {dates.min()}", row)
         ]
     made = np.full((len(names), len(stores), span.max() // days + 1), np.nan, np.float32)
-    place = np.array([names.index(item) for item in items]), np.array([stores.index(owner) for owner in owners]), span // days
+    place = np.array([of_item[item] for item in items]), np.array([of_store[owner] for owner in owners]), span // days
     flat = np.ravel_multi_index(place, made.shape)
     _, first, counts = np.unique(flat, return_index=True, return_counts=True)
     if (counts > 1).any():
