@@ -96,9 +96,8 @@ def clark_scarf(
     periods = sum(lead_times) + 1
     high = int((expected * periods + 8 * std * math.sqrt(periods)) / step)
     chances = [_convolved(one, lead_times[0] + 1), *(_convolved(one, k) for k in lead_times[1:])]
-    lows = -np.cumsum([len(chance) - 1 for chance in chances[::-1]])[
-        ::-1
-    ]  # where each stage's costs to go begin, so that the last's is at 0
+    widths = [len(chance) - 1 for chance in chances]
+    lows = -np.cumsum(widths[::-1])[::-1]  # where each stage's costs to go begin, so that the last's is at 0
 
     x = np.arange(lows[0], high + 1) * step
     to_go, levels = (underage + store_holding) * np.maximum(-x, 0), []
