@@ -24,7 +24,7 @@ from offrl.core.types import Spec
 from offrl.data.dataset import DataError, Dataset
 from offrl.models.ensemble import Config, Ensemble, Piece, divided, portion, stepper, surprise
 
-CHUNK = 1 << 10  # rows that are predicted at once: what they become between the layers is to stay in the cache
+CHUNK = 1 << 9  # rows that are predicted at once: what they become between the layers is to stay in the cache
 
 
 class Step(NamedTuple):

@@ -60,7 +60,7 @@ class Ensemble(nn.Module):
         x = x.expand(len(self.max_log_var), *x.shape[-2:])
         (*weights, head), (*biases, level) = self.weights, self.biases
         for weight, bias in zip(weights, biases):
-            x = F.silu(torch.baddbmm(bias, x, weight))
+            x = F.silu(torch.baddbmm(bias, x, weight), inplace=not torch.is_grad_enabled())  # half as much goes through the cache
         with torch.autocast(x.device.type, enabled=False):
             mean, log_var = torch.baddbmm(level, x.to(head.dtype), head).chunk(2, -1)
         log_var = self.max_log_var - F.softplus(self.max_log_var - log_var)
