@@ -27,17 +27,18 @@ from offrl.recipes.mbrl import model_file
 RESULTS = offline.HERE / "results" / "mbrl"
 HALF = ["--precision", "bf16"]
 IMAGINED = [*HALF, "--imagine.starts", "10000", "--imagine.horizon", "5", "--imagine.every", "1000", "--model.max-epochs", "30"]
+TWENTIETH = [*IMAGINED, "--imagine.real", "0.05"]  # of each batch is from the data, as MOPO has it
 MOPO = ["--penalty.kind", "max_std_norm", "--penalty.units", "raw"]
 # weights that OfflineRL-Kit suggests for the D4RL datasets that are most like these
 WEIGHTS = {"hopper-medium": ["--penalty.weight", "5"], "halfcheetah-mixed": ["--penalty.weight", "0.5"]}
 # name: recipe, flags, seeds
 VARIANTS = {
-    "unpenalised": ("mbrl", [*IMAGINED, "--penalty.weight", "0"], 3),
-    "penalised": ("mbrl", [*IMAGINED, *MOPO], 3),  # and WEIGHTS, as below
-    "half-real": ("mbrl", [*IMAGINED, *MOPO, "--imagine.real", "0.5"], 3),  # penalised, but for the share of real rows
+    "unpenalised": ("mbrl", [*TWENTIETH, "--penalty.weight", "0"], 3),
+    "penalised": ("mbrl", [*TWENTIETH, *MOPO], 3),  # and WEIGHTS, as below
+    "half-real": ("mbrl", [*IMAGINED, *MOPO], 3),  # penalised, but for the share of real rows
     "default": ("mbrl", IMAGINED, 1),
-    "morel": ("mbrl", [*IMAGINED, "--penalty.weight", "0", "--penalty.kind", "max_pair_distance", "--penalty.halt", "1"], 1),
-    "value-side": ("mbrl", [*IMAGINED, "--penalty.weight", "0", "--agent.members", "10"], 1),
+    "morel": ("mbrl", [*TWENTIETH, "--penalty.weight", "0", "--penalty.kind", "max_pair_distance", "--penalty.halt", "1"], 1),
+    "value-side": ("mbrl", [*TWENTIETH, "--penalty.weight", "0", "--agent.members", "10"], 1),
     "sac-n": ("sac", [*HALF, "--agent.members", "10"], 1),
     "combo": ("combo", IMAGINED, 1),
 }

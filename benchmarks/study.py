@@ -1,7 +1,7 @@
 """A study of the model-based recipe, and whether what it finds holds on seeds that it has not seen.
 
     offrl tune mbrl halfcheetah-mixed-n200000-s0.hdf5 --trials 30 --workers 2 --storage sqlite:///study.db \\
-        --steps 20000 --eval-every 5000 --model.max-epochs 30 \\
+        --steps 20000 --eval-every 5000 --model.max-epochs 30 --imagine.real 0.05 \\
         --search penalty.kind model.members=2:10 imagine.horizon=1:20:log penalty.weight=0.05:100:log
     python benchmarks/study.py sqlite:///study.db halfcheetah-mixed=halfcheetah-mixed-n200000-s0.hdf5
     python benchmarks/study.py --card
@@ -24,7 +24,7 @@ from offrl.stats import mean_ci, mean_difference_ci
 
 RESULTS = offline.HERE / "results" / "study"
 SEEDS, STEPS = range(10, 15), 50_000
-SHARED = ["--model.max-epochs", "30", "--model.trained", "7", "--precision", "bf16"]
+SHARED = ["--imagine.real", "0.05", "--model.max-epochs", "30", "--model.trained", "7", "--precision", "bf16"]
 
 
 def keep_trials(url: str) -> None:

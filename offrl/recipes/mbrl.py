@@ -56,7 +56,7 @@ class Imagination:
     """Gradient steps from one generation to the next."""
     keep: Annotated[int, Range(1)] = 5
     """Generations that are learned from."""
-    real: Annotated[float, Range(0, 1)] = 0.05
+    real: Annotated[float, Range(0, 1)] = 0.5
     """Share of each batch that is the data's own rows."""
 
 

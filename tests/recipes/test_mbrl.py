@@ -165,14 +165,14 @@ def test_what_is_known_of_a_run(tmp_path):
     assert (about["recipe"], about["algorithm"]) == ("mbrl", "sac")
 
 
-@pytest.mark.parametrize("dataset, kind, units, weight, horizon", [
-    ("hopper-medium-v2", "max_std_norm", "raw", 5.0, 5),
-    ("hopper-medium-replay-v2", "max_std_norm", "raw", 2.5, 5),
-    ("walker2d-medium-v2", "max_std_norm", "raw", 0.5, 5),
-    ("walker2d-medium-replay-v2", "max_std_norm", "raw", 2.5, 1),
-    ("halfcheetah-medium-expert-v2", "max_std_norm", "raw", 2.5, 5),
-    ("offrl/hopper-medium-v0", "ensemble_std", "normalised", 1.0, 5),
+@pytest.mark.parametrize("dataset, kind, units, weight, horizon, real", [
+    ("hopper-medium-v2", "max_std_norm", "raw", 5.0, 5, 0.05),
+    ("hopper-medium-replay-v2", "max_std_norm", "raw", 2.5, 5, 0.05),
+    ("walker2d-medium-v2", "max_std_norm", "raw", 0.5, 5, 0.05),
+    ("walker2d-medium-replay-v2", "max_std_norm", "raw", 2.5, 1, 0.05),
+    ("halfcheetah-medium-expert-v2", "max_std_norm", "raw", 2.5, 5, 0.05),
+    ("offrl/hopper-medium-v0", "ensemble_std", "normalised", 1.0, 5, 0.5),
 ])  # fmt: skip
-def test_the_penalty_is_the_published_one_on_the_datasets_that_have_one(dataset, kind, units, weight, horizon):
-    config = resolve("mbrl", dataset)
-    assert (config.penalty.kind, config.penalty.units, config.penalty.weight, config.imagine.horizon) == (kind, units, weight, horizon)
+def test_settings_are_the_published_ones_on_the_datasets_that_have_some(dataset, kind, units, weight, horizon, real):
+    c = resolve("mbrl", dataset)
+    assert (c.penalty.kind, c.penalty.units, c.penalty.weight, c.imagine.horizon, c.imagine.real) == (kind, units, weight, horizon, real)
