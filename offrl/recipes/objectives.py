@@ -23,7 +23,7 @@ from offrl.training.policy import load
 from offrl.training.run import read_json
 
 GAMMA = 0.99  # of the values that need no environment: the same for all trials, whatever they discount by
-FITTED = fqe.Config(gamma=GAMMA, resamples=0, steps=50_000)
+FITTED = fqe.Config(gamma=GAMMA, resamples=0, steps=50_000, layer_norm=True)  # without, policies that leave the data make it diverge
 MODEL = mbrl.Model()  # that policies of recipes without one are valued in
 HORIZON = 500  # steps of a rollout that a policy is valued by
 
