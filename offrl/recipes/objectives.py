@@ -58,18 +58,21 @@ def fitted(folder: Path, data: Dataset, config: Any) -> float:
 def in_model(folder: Path, data: Dataset, config: Any) -> float:
     """The mean discounted return, less the penalty, of rollouts from the data's initial states in an ensemble fitted to the data.
 
-    The penalty is the default one for all trials, whatever they were trained with. A recipe with an ensemble is valued in that of its
-    study at its full size, another in `MODEL`.
+    A state beyond the least and greatest observations of the data is put back onto them: a model that is followed further gives any
+    number. The penalty is the default one for all trials, whatever they were trained with. A recipe with an ensemble is valued in that of
+    its study at its full size, another in `MODEL`.
     """
     c = config if isinstance(config, mbrl.Config) else mbrl.Config(agent=config.agent, env=config.env, model=MODEL)
     c = mbrl.for_study(c, {})
     c = replace(c, model=replace(c.model, members=c.model.trained), penalty=mbrl.Penalisation())
     rule, model = mbrl.terminated(data, c), mbrl.ensemble(data, c, 0, "cpu", folder.parents[3] / "models")
     penalize = mbrl.penalizer(model, c.penalty)
+    least, greatest = (torch.from_numpy(bound) for bound in (data.obs[:].min(0), data.obs[:].max(0)))
 
     def step(obs: torch.Tensor, action: torch.Tensor, source: torch.Generator) -> tuple[torch.Tensor, ...]:
         found = model.step(obs, action, {name: draw(kind, 1, source)[0] for name, kind in model.noise(len(obs)).items()})
-        return found.next_obs, found.reward - c.penalty.weight * penalize(found), rule(obs, action, found.next_obs)
+        next_obs = found.next_obs.clamp(least, greatest)
+        return next_obs, found.reward - c.penalty.weight * penalize(found), rule(obs, action, found.next_obs)
 
     starts = torch.from_numpy(data.obs[data.starts[:-1]])
     return ope.model_value(step, load(folder).act, starts, HORIZON, GAMMA).value

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 import offrl
 from offrl.core.space import Box
+from offrl.models.dynamics import Dynamics
 from offrl.recipes import objectives
 from offrl.recipes.config import resolve
 from offrl.recipes.objectives import GAMMA, HORIZON, OBJECTIVES
@@ -44,3 +46,19 @@ def test_a_better_policy_is_worth_more_and_by_as_much_as_it_is(name, total, quic
     good, bad = values
     assert good - bad == pytest.approx(2 * total, rel=0.1)
     assert not OBJECTIVES[name].online
+
+
+def test_a_model_is_not_followed_beyond_the_data(quick, tmp_path, monkeypatch):
+    """A model that runs away, and whose rewards are its observations: none is counted that the data does not hold."""
+    action = np.zeros((1000, 1))
+    data = logged(action, np.zeros(1000))
+    (run,) = offrl.train("bc", data, SHORT, runs=tmp_path / "runs")
+    step = Dynamics.step
+
+    def away(model, obs, action, noise):
+        found = step(model, obs, action, noise)
+        return found._replace(next_obs=3 * obs, reward=obs[:, 0].abs(), mean=torch.zeros_like(found.mean), std=torch.zeros_like(found.std))
+
+    monkeypatch.setattr(Dynamics, "step", away)
+    value = OBJECTIVES["model"].value(run, data, resolve("bc", "x"))
+    assert 0.9 < value * (1 - GAMMA) <= 1
